@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARCHITECTURE', 'INPUT', 'split_bank', 'batch', 'rate_at', 'pretrain', 'accuracy', 'main']
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #0ab614da
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #bb7155fb
 import json, math, sys, time
 from pathlib import Path
 
@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from ..core.errors import FileError
-from ..core.files import atomic_path, content_hash, load_tensors, save_tensors, sha256, write_json, write_text
+from ..core.files import content_hash, load_tensors, save_tensors, sha256, write_json, write_text
 from ..core.seeds import rng, set_seed
 from ..models.architecture import create_model, to_fast_layout
+from ..models.catalogue import BUNDLED
 from ..tasks.glyphs import FONTS, GlyphBank, distort, glyph_bank, pretraining_chars
 
 # %% ../../nbs/pretraining/01_glyph_resnet.ipynb #9fa70879
@@ -183,12 +184,12 @@ own classifier), pre-trained on rendered characters so that fine-tuning can be s
 - **sha256 of model.safetensors.** {sha256}
 """
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #e8b55c23
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #b77f7b44
 def main():
     "Remake the bundled checkpoint; what `make pretrained` runs."
     import argparse
     p = argparse.ArgumentParser(description="Pre-train glyph_resnet. Interrupt it at will; the same command goes on.")
-    p.add_argument("--out", default=str(Path(__file__).parents[1]/"models"/"checkpoints"/"glyph_resnet"))
+    p.add_argument("--out", default=str(BUNDLED/"glyph_resnet"))
     p.add_argument("--steps", type=int, default=16000)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=2)
@@ -200,5 +201,5 @@ def main():
     print(json.dumps(results, indent=1))
     return 0
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #23a66ea9
-if __name__ == "__main__" and "__file__" in globals() and "ipykernel" not in sys.modules: sys.exit(main())
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #360b995a
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())
