@@ -31,7 +31,7 @@ class LayerGroup:
     def norms(self): return [m for m in self.modules if isinstance(m, NORMS)]
     def __repr__(self): return f"LayerGroup({self.name!r}, {len(self.params)} tensors, {self.size:,} parameters)"
 
-# %% ../../nbs/api/30_groups.ipynb #e614dc2b
+# %% ../../nbs/api/30_groups.ipynb #477105c2
 def layer_groups(
     model, # a timm model, an `nn.Sequential`, or any module whose children run in order
     granularity="stage", # "stage" for few large groups, "block" for one a block
@@ -67,15 +67,15 @@ def _child_keys(params):
     return {n: (position[n.split(".")[0]],) for n in params}
 
 def _names(members, has_head):
-    "The shortest beginning of its parameters' names that no other group shares; 'stem' and 'head' at the ends."
+    "The shortest beginning of its first parameter's name that no other group shares; 'stem' and 'head' at the ends."
     out, parts = {}, {k: [n.split(".") for n in ns] for k, ns in members.items()}
     for i, k in enumerate(members):
         others = [p for k2, ps in parts.items() if k2 != k for p in ps]
-        first, longest = parts[k][0], min(len(p) for p in parts[k])
-        own = [first[:d] for d in range(1, longest + 1) if all(p[:d] == first[:d] for p in parts[k]) and not any(p[:d] == first[:d] for p in others)]
-        if has_head and k == (math.inf,): name = "head"
-        elif own: name = ".".join(own[0])
-        else: name = "stem" if i == 0 else f"{first[0]}…{parts[k][-1][0]}"
+        first = parts[k][0]
+        own = next(first[:d] for d in range(1, len(first) + 1) if not any(p[:d] == first[:d] for p in others))
+        mixed = any(p[:len(own)] != own for p in parts[k])
+        # A last block that timm joins with the closing norm keeps the block's name.
+        name = "head" if has_head and k == (math.inf,) else "stem" if mixed and i == 0 else ".".join(own)
         while name in out.values(): name += "'"
         out[k] = name
     return out

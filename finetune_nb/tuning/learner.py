@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['adamw', 'pick_device', 'pretrained_learner', 'evaluate']
 
-# %% ../../nbs/api/34_learner.ipynb #6bf95f1d
+# %% ../../nbs/api/34_learner.ipynb #9ea49075
 from functools import partial
 
+import fastai.callback.progress, fastai.callback.schedule  # they give Learner its bars and fit_one_cycle
 import torch
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
