@@ -12,9 +12,9 @@ from pathlib import Path
 from ..core.errors import RecipeError, unknown_name
 from .recipe import Phase, Recipe, make_plan
 
-# %% ../../nbs/api/41_library.ipynb #74c557e0
+# %% ../../nbs/api/41_library.ipynb #23621563
 _WHOLE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-_PROBE = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+_PROBE = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 RECIPES = {r.name: r for r in (
     Recipe("scratch", "random weights, everything trains", start="random", search=_WHOLE),
