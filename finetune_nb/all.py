@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/api/91_all.ipynb #ba42a7be
 import importlib
 
-# %% ../nbs/api/91_all.ipynb #3c5f6b3e
+# %% ../nbs/api/91_all.ipynb #b8cafefb
 _WHERE = {
     "core.settings": ["settings", "Settings"], "core.seeds": ["set_seed", "rng"], "core.errors": ["FinetuneError"],
     "tasks.load": ["load_task"], "tasks.task": ["Task"], "tasks.folder": ["image_folder"], "tasks.shifts": ["shifted"],
@@ -16,7 +16,7 @@ _WHERE = {
     "tuning.groups": ["layer_groups", "groups_table"], "tuning.freeze": ["freeze_groups", "trainability_report"],
     "tuning.learner": ["pretrained_learner", "evaluate"], "tuning.rates": ["group_rates"], "tuning.schedules": ["schedule"],
     "recipes.recipe": ["Recipe", "Phase", "make_plan"], "recipes.library": ["recipe", "RECIPES"], "recipes.fit": ["fit_recipe"],
-    "study.compare": ["compare", "plot_label_curve"], "study.report": ["save_report"], "study.stats": ["mean_ci", "paired"],
+    "study.compare": ["compare", "plot_label_curve"], "study.report": ["save_report", "conclusions"], "study.stats": ["mean_ci", "paired"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = list(_MODULE)

@@ -1,0 +1,43 @@
+# Two commands do everything: `make compare` (the main job) and `make test`. The first of them sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SMOKE := FINETUNE_NB_PROFILE=smoke FINETUNE_NB_WORKERS=1
+
+.PHONY: help compare test test-slow lab check pretrained readme outputs clean
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml scripts/setup.py
+	@$(PYTHON) scripts/setup.py
+
+compare: $(READY)  ## measure the recipes on real handwriting (add ARGS="scripts --labels 3", say)
+	@$(BIN)/finetune-nb compare $(or $(ARGS),digits)
+
+test: $(READY)  ## every notebook cell in the smoke profile, and the tests beside them
+	$(SMOKE) $(BIN)/python -m pytest -q -n auto
+
+test-slow: $(READY)  ## tutorials in the fast profile, slow tests, and nbdev's own test run
+	FINETUNE_NB_PROFILE=fast $(BIN)/python -m pytest -q --flags slow --cell-timeout 600 nbs/tutorials nbs/index.ipynb tests
+	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
+
+lab: $(READY)  ## open JupyterLab on the first tutorial
+	$(BIN)/jupyter lab nbs/tutorials/01_first_finetune.ipynb
+
+check: $(READY)  ## export and clean leave no difference, README in step
+	@$(BIN)/python scripts/check.py
+
+pretrained: $(READY)  ## remake the bundled checkpoint; interrupt it at will, the same command goes on
+	@$(BIN)/python -m finetune_nb.pretraining.glyph_resnet
+
+readme: $(READY)  ## make README.md from nbs/index.ipynb
+	@$(BIN)/python scripts/readme.py
+
+outputs: $(READY)  ## run every notebook in the fast profile and keep its outputs
+	IN_TEST=1 FINETUNE_NB_PROFILE=fast $(BIN)/nbdev-test --save --n-workers 1 --flags slow
+	$(BIN)/nbdev-clean
+	@$(BIN)/python scripts/readme.py
+
+clean:  ## remove reports and caches; .venv stays
+	rm -rf reports build .pytest_cache *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
