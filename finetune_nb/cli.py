@@ -55,22 +55,17 @@ def _parser():
     c.add_argument("--skip-bad", action="store_true", help="leave unreadable photos out instead of stopping")
     return p
 
-# %% ../nbs/api/90_cli.ipynb #b5c9c9a3
+# %% ../nbs/api/90_cli.ipynb #f5a19412
 def _compare(a):
     from pathlib import Path
-    from finetune_nb.core.files import writable_folder
     s = settings(a.settings, profile=a.profile, seeds=a.seeds)
     if a.size is not None and a.size < 8: raise SettingsError(f"--size {a.size}: pictures need at least 8 pixels a side")
-    name = a.task if not os.path.isdir(a.task) else Path(a.task).resolve().name
-    # A misspelt task must not leave a folder behind, so the folder is checked by name only until the task is known to be there.
-    out = Path(a.out or Path(s.reports)/f"compare_{''.join(ch if ch.isalnum() or ch in '-_.' else '_' for ch in name)}")
-    from finetune_nb.tasks.load import load_task
-    load_task(a.task, a.size, a.skip_bad)
-    writable_folder(out)
+    name = Path(a.task).resolve().name if os.path.isdir(a.task) else a.task
+    out = Path(a.out or Path(s.reports)/f"compare_{''.join(c if c.isalnum() or c in '-_.' else '_' for c in name)}")
     from finetune_nb.study.compare import compare
     from finetune_nb.study.report import conclusions, save_report
     got = compare(a.task, a.recipes.split(",") if a.recipes else None, a.labels, a.seeds, a.model, a.weights, a.size, a.margin, a.reference, a.profile,
-                  skip_bad=a.skip_bad, settings_file=a.settings)
+                  skip_bad=a.skip_bad, settings_file=a.settings, out=out)
     paths = save_report(got, out)
     if a.json: return got.to_dict() | dict(files={n: str(p) for n, p in paths.items()})
     print(got.table().to_string(), "", *conclusions(got), "", *(f"{n:13} {p}" for n, p in paths.items()), sep="\n")
@@ -131,3 +126,6 @@ def main(
     except FinetuneError as e: print(f"error: {e}", file=sys.stderr); return e.exit_code
     except KeyboardInterrupt: print("interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr); return 130
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0
+
+# %% ../nbs/api/90_cli.ipynb #2a291a4e
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -31,6 +31,8 @@ def explain(log):
     if "No space left on device" in log: return "the disk is full. Make room and run this again; it goes on where it stopped"
     if re.search(r"NewConnectionError|ConnectTimeout|Temporary failure in name resolution|Network is unreachable|Connection refused|ProxyError|getaddrinfo failed|Failed to establish", log):
         return "no network: the Python package index cannot be reached. Connect (or set PIP_INDEX_URL to a mirror) and run this again"
+    lacking = re.search(r"satisfies the requirement (\S+) \(from versions: none\)", log)
+    if lacking: return "no network, or an index without %s: the Python package index gave nothing. Connect (or set PIP_INDEX_URL) and run this again" % lacking.group(1)
     errors = [l for l in log.splitlines() if l.startswith("ERROR")]
     return (errors[0][7:] if errors else "installation failed") + " (whole log: %s)" % LOG
 

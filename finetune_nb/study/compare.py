@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEARCH_SEED', 'COLOURS', 'Comparison', 'budget_steps', 'compare', 'plot_label_curve']
 
-# %% ../../nbs/api/52_compare.ipynb #f50dd33a
+# %% ../../nbs/api/52_compare.ipynb #cb72636a
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FinetuneError
+from ..core.files import writable_folder
 from ..core.settings import settings
 from .runs import do_runs, run_config
 from .stats import mean_ci, paired
@@ -115,7 +116,7 @@ def budget_steps(
     bs = min(bs, images)
     return int(np.clip(math.ceil(budget.epochs * images / bs), budget.min_steps, budget.max_steps)), bs
 
-# %% ../../nbs/api/52_compare.ipynb #f4eb118b
+# %% ../../nbs/api/52_compare.ipynb #5153768c
 def compare(
     task, # name of a task, a folder of photos, or a loaded Task that has a name of its own
     recipes=None, # names, YAML files or Recipe objects; None for all six
@@ -130,6 +131,7 @@ def compare(
     bs=32, # batch size
     skip_bad=False, # leave unreadable photos out?
     settings_file=None, # settings.ini; None to walk up
+    out=None, # folder that the results will go to: made and checked before the first run
     quiet=False, # no progress bar?
 ): # -> Comparison
     "Measure `recipes` against each other on `task`: same labels, same steps, same search for a rate."
@@ -150,13 +152,12 @@ def compare(
     place = dict(store=str(Path(s.cache)/"runs"), task=str(task), model=model, weights=str(weights) if weights else None, skip_bad=skip_bad, offline=s.offline)
     loaded = load_task(task, size, skip_bad)
     steps, bs = budget_steps(len(loaded.budget(labels, 0)), budget, bs)
-    needs = [r for r in chosen if r.start == "pretrained"]
-    net = load_pretrained(model, len(loaded.classes), weights, bool(needs), size, s.offline)
+    net = load_pretrained(model, len(loaded.classes), weights, any(r.start == "pretrained" for r in chosen), size, s.offline)
     groups = layer_groups(net)
     for r in chosen: make_plan(r.with_lr(r.lr or search_grid(r, budget.rates)[0]), groups, steps)
     device = str(pick_device(s.device))
-    from finetune_nb.core.files import writable_folder
-    writable_folder(place["store"])
+    for folder in (place["store"], out):
+        if folder: writable_folder(folder)
 
     def job(recipe, seed, splits, curve_points=0):
         return run_config(loaded, recipe, labels, seed, steps, model, weights, bs, size, device, splits, curve_points, budget.eval_limit), place
@@ -200,21 +201,22 @@ def _cost(seconds, device, s):
     kwh = s.watts * hours / 1000
     return dict(compute_seconds=seconds, price=hours * (s.cpu_hour if device == "cpu" else s.gpu_hour), kwh=kwh, energy_price=kwh * s.kwh, co2_kg=kwh * s.co2_per_kwh)
 
-# %% ../../nbs/api/52_compare.ipynb #251d0bfa
+# %% ../../nbs/api/52_compare.ipynb #b5544307
 def plot_label_curve(
     comparisons, # list of Comparison on one task with different budgets
-    ax=None,
+    recipes=None, # names of the recipes to draw; None for those of the first comparison
+    ax=None, # matplotlib axes to draw on
 ): # -> matplotlib axes
     "Test accuracy over labels a class, one line a recipe, with 95 % intervals."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(6.5, 3.8), layout="constrained")[1]
     comparisons = sorted(comparisons, key=lambda c: c.labels)
     x = [c.labels for c in comparisons]
-    for i, a in enumerate(comparisons[0].arms):
-        arms = [c[a["recipe"]] for c in comparisons]
+    for i, name in enumerate(recipes or [a["recipe"] for a in comparisons[0].arms]):
+        arms = [c[name] for c in comparisons]
         y = 100*np.array([m["mean"] for m in arms])
         ci = 100*np.array([[m["mean"]]*2 if m["ci95"][0] is None else m["ci95"] for m in arms])
-        ax.errorbar(x, y, yerr=np.abs(ci.T - y), color=COLOURS[i % len(COLOURS)], marker="os^Dv*"[i % 6], ms=5, capsize=3, label=a["recipe"])
+        ax.errorbar(x, y, yerr=np.abs(ci.T - y), color=COLOURS[i % len(COLOURS)], marker="os^Dv*"[i % 6], ms=5, capsize=3, label=name)
     ax.set_xscale("log"); ax.set_xticks(x, [str(n) for n in x]); ax.minorticks_off()
     ax.set_xlabel("labels a class (logarithmic)"); ax.set_ylabel("test accuracy, %"); ax.grid(alpha=.25); ax.legend(fontsize=9)
     ax.set_title(f"{comparisons[0].task}: mean of {len(comparisons[0].seeds)} seeds, 95 % interval", fontsize=10)

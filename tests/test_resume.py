@@ -1,0 +1,70 @@
+"A comparison that is killed, repeated, or started twice at once."
+import json, os, signal, subprocess, sys, time
+
+import pytest
+
+from tests.helpers import SMALL, cli, environment, without_times
+
+
+def done_runs(tmp): return {p.parent.name: p.stat().st_mtime_ns for p in (tmp/"cache"/"runs").glob("*/run.json")}
+
+
+def summary(tmp, *more):
+    got = cli(tmp, *SMALL, "--out", tmp/"out", "--json", *more)
+    assert got.returncode == 0, got.stderr
+    return without_times(json.loads(got.stdout))
+
+
+def test_twice_the_same(tmp_path):
+    (tmp_path/"a").mkdir(); (tmp_path/"b").mkdir()
+    assert summary(tmp_path/"a") == summary(tmp_path/"b")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_killed_half_way_and_started_again(tmp_path):
+    (tmp_path/"whole").mkdir(); (tmp_path/"cut").mkdir()
+    expected = summary(tmp_path/"whole")
+    total = len(done_runs(tmp_path/"whole"))
+    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli", *map(str, SMALL), "--out", str(tmp_path/"cut"/"out")], cwd=tmp_path,
+                         env=environment(tmp_path/"cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while p.poll() is None and len(done_runs(tmp_path/"cut")) < total // 2: time.sleep(.01)
+    os.killpg(p.pid, signal.SIGKILL); p.wait()
+    before = done_runs(tmp_path/"cut")
+    assert 0 < len(before) < total, "the kill came too late to test anything"
+    assert not (tmp_path/"cut"/"out"/"report.html").exists()
+    assert summary(tmp_path/"cut") == expected
+    after = done_runs(tmp_path/"cut")
+    assert {k: after[k] for k in before} == before, "a finished run was done again"
+    assert len(after) == total
+
+
+def test_two_at_once_do_every_run_once(tmp_path):
+    # Each run appends its name to a log when it trains; two processes share one store.
+    code = ("import sys, finetune_nb.study.runs as r; from finetune_nb.study.compare import compare\n"
+            "train = r._train\n"
+            "def logged(config, place):\n    open(sys.argv[1], 'a').write(r.content_hash(config) + '\\n'); return train(config, place)\n"
+            "r._train = logged\n"
+            "compare('digits', ['full', 'linear_probe'], labels=1, profile='smoke', quiet=True)")
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"log")], env=environment(tmp_path), cwd=tmp_path) for _ in range(2)]
+    assert [p.wait(timeout=200) for p in both] == [0, 0]
+    trained = (tmp_path/"log").read_text().split()
+    assert len(trained) == len(set(trained)) == len(done_runs(tmp_path))
+
+
+def test_a_half_written_result_is_not_trusted(tmp_path):
+    first = summary(tmp_path)
+    name = sorted(done_runs(tmp_path))[0]
+    run = tmp_path/"cache"/"runs"/name/"run.json"
+    run.rename(run.with_name(".run.json.half"))  # what an interrupted atomic write leaves behind
+    assert summary(tmp_path) == first and run.exists()
+
+
+def test_worker_processes_give_what_one_process_gives(tmp_path):
+    (tmp_path/"one").mkdir(); (tmp_path/"two").mkdir()
+    one = summary(tmp_path/"one")
+    (tmp_path/"two"/"settings.ini").write_text("[run]\nworkers = 2\n")
+    got = cli(tmp_path/"two", *SMALL, "--out", "out", "--json", FINETUNE_NB_WORKERS="2")
+    assert got.returncode == 0, got.stderr
+    two = without_times(json.loads(got.stdout))
+    assert one["settings"].pop("workers") == 1 and two["settings"].pop("workers") == 2
+    assert one == two

@@ -1,0 +1,57 @@
+"What someone reads whose machine does not fit; and that the shipped files are complete."
+import importlib.util, subprocess, sys
+
+import pytest
+
+from tests.helpers import ROOT
+
+
+@pytest.fixture
+def setup():
+    spec = importlib.util.spec_from_file_location("setup_script", ROOT/"scripts"/"setup.py")
+    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    return module
+
+
+def said(capsys, f, *args):
+    with pytest.raises(SystemExit) as e: f(*args)
+    assert e.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1
+    return line
+
+
+def test_wrong_python(setup, capsys): assert "needs Python 3.11 or newer, this is 3.9" in said(capsys, setup.check_python, (3, 9, 2))
+def test_no_disk(setup, capsys): assert "only 2.0 GB are free" in said(capsys, setup.check_disk, 2.0, False)
+def test_enough_is_enough(setup): setup.check_python((3, 12, 0)); setup.check_disk(50.0, False); setup.check_disk(0.5, True)
+
+
+def test_no_network_for_real(setup, tmp_path, monkeypatch, capsys):
+    "pip against a port where nobody listens."
+    monkeypatch.setattr(setup, "LOG", str(tmp_path/"log"))
+    line = said(capsys, setup.run, sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "0", "--index-url", "http://127.0.0.1:9/simple", "-d", str(tmp_path), "no-such-package-here")
+    assert "no network" in line
+
+
+def test_full_disk(setup): assert "the disk is full" in setup.explain("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device")
+def test_other_failures_quote_pip(setup): assert "No matching distribution found for x" in setup.explain("Collecting x\nERROR: No matching distribution found for x\n")
+
+
+def test_export_clean_and_readme_agree():
+    done = subprocess.run([sys.executable, ROOT/"scripts"/"check.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_floor_imports_only_what_is_below():
+    "The architecture of DESIGN, read off the import statements."
+    import ast
+    floors = [{"core"}, {"tasks", "models"}, {"tuning"}, {"recipes"}, {"study"}, {"cli", "all", "pretraining"}]
+    level = {name: i for i, floor in enumerate(floors) for name in floor}
+    for file in (ROOT/"finetune_nb").rglob("*.py"):
+        parts = file.relative_to(ROOT/"finetune_nb").with_suffix("").parts
+        if parts[0].startswith("_"): continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            for module in [node.module] if isinstance(node, ast.ImportFrom) and node.module else []:
+                if not module.startswith("finetune_nb."): continue
+                other = module.split(".")[1]
+                assert level[other] < level[parts[0]] or other == parts[0], f"{file.relative_to(ROOT)} imports {module}, which is not on a floor below"
