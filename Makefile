@@ -33,8 +33,10 @@ pretrained: $(READY)  ## remake the bundled checkpoint; interrupt it at will, th
 readme: $(READY)  ## make README.md from nbs/index.ipynb
 	@$(BIN)/python scripts/readme.py
 
-outputs: $(READY)  ## run every notebook in the fast profile and keep its outputs
-	IN_TEST=1 FINETUNE_NB_PROFILE=fast $(BIN)/nbdev-test --save --n-workers 1 --flags slow
+outputs: $(READY)  ## run every notebook and keep its outputs: the library's in smoke, tutorials and index in fast
+	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/api --save --n-workers 2
+	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/pretraining --save
+	FINETUNE_NB_PROFILE=fast $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/tutorials/*.ipynb nbs/index.ipynb
 	$(BIN)/nbdev-clean
 	@$(BIN)/python scripts/readme.py
 

@@ -115,6 +115,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'finetune_nb/pretraining/glyph_resnet.py'),
                                                       'finetune_nb.pretraining.glyph_resnet.batch': ( 'pretraining/glyph_resnet.html#batch',
                                                                                                       'finetune_nb/pretraining/glyph_resnet.py'),
+                                                      'finetune_nb.pretraining.glyph_resnet.card': ( 'pretraining/glyph_resnet.html#card',
+                                                                                                     'finetune_nb/pretraining/glyph_resnet.py'),
                                                       'finetune_nb.pretraining.glyph_resnet.main': ( 'pretraining/glyph_resnet.html#main',
                                                                                                      'finetune_nb/pretraining/glyph_resnet.py'),
                                                       'finetune_nb.pretraining.glyph_resnet.pretrain': ( 'pretraining/glyph_resnet.html#pretrain',

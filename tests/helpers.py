@@ -13,9 +13,9 @@ def environment(tmp, **more):
     return env | dict(FINETUNE_NB_CACHE=str(Path(tmp)/"cache"), FINETUNE_NB_WORKERS="1", OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), PYTHONWARNINGS="ignore") | more
 
 
-def cli(tmp, *args, **env):
+def cli(tmp, *args, limit=300, **env):
     "Run finetune-nb in a process of its own; returns the finished process."
-    return subprocess.run([sys.executable, "-m", "finetune_nb.cli", *map(str, args)], cwd=tmp, env=environment(tmp, **env), capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-m", "finetune_nb.cli", *map(str, args)], cwd=tmp, env=environment(tmp, **env), capture_output=True, text=True, timeout=limit)
 
 
 def refused(tmp, *args):

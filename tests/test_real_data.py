@@ -1,9 +1,9 @@
 "Real photographs and real ImageNet weights, where they are present beside the repository."
 import json
-from pathlib import Path
 
 import pytest
 
+from finetune_nb.recipes.library import recipe
 from tests.helpers import ROOT, cli
 
 DATA = ROOT.parent/"shared"/"data"
@@ -11,8 +11,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA.is_dir(), reason="no
 
 
 def test_imagenet_weights_on_sign_digits(tmp_path):
+    # The rate is given here, so that the test takes minutes; without the file the same command searches for it.
+    recipe("full", name="fine_tuned", lr=1e-3).to_yaml(tmp_path/"fine_tuned.yaml")
     done = cli(tmp_path, "compare", DATA/"sign_digits", "--model", "mobilenetv2_100", "--weights", DATA/"weights"/"mobilenetv2_100_torch.safetensors", "--size", 128,
-               "--labels", "all", "--recipes", "linear_probe,full", "--seeds", 2, "--profile", "fast", "--json", FINETUNE_NB_WORKERS="2")
+               "--labels", "all", "--recipes", "linear_probe,fine_tuned.yaml", "--seeds", 2, "--profile", "fast", "--json", limit=1200, FINETUNE_NB_WORKERS="2")
     assert done.returncode == 0, done.stderr
     arms = {a["recipe"]: a for a in json.loads(done.stdout)["arms"]}
-    assert arms["full"]["mean"] > .88, "fine-tuning should end well above a linear probe's 0.83"
+    assert arms["fine_tuned"]["mean"] > .88, "fine-tuning should end well above a linear probe's 0.83"
+    assert arms["fine_tuned"]["mean"] > arms["linear_probe"]["mean"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .errors import SettingsError, unknown_name
 
-# %% ../../nbs/api/02_settings.ipynb #4de49010
+# %% ../../nbs/api/02_settings.ipynb #1cf5481c
 @dataclass(frozen=True)
 class Profile:
     "How long a run trains and how many runs a comparison makes."
@@ -25,7 +25,7 @@ class Profile:
     eval_limit:int  # images of each test set that are looked at; 0 for all
 
 PROFILES = {
-    "smoke": Profile(seeds=2, epochs=1, min_steps=4, max_steps=6, rates=2, curve_points=2, eval_limit=40),
+    "smoke": Profile(seeds=2, epochs=1, min_steps=6, max_steps=8, rates=2, curve_points=2, eval_limit=40),
     "fast": Profile(seeds=5, epochs=30, min_steps=96, max_steps=160, rates=5, curve_points=6, eval_limit=0),
     "full": Profile(seeds=10, epochs=40, min_steps=200, max_steps=2000, rates=5, curve_points=12, eval_limit=0),
 }

@@ -18,7 +18,7 @@ from ..core.settings import settings
 from .runs import do_runs, run_config
 from .stats import mean_ci, paired
 
-# %% ../../nbs/api/52_compare.ipynb #3a414f58
+# %% ../../nbs/api/52_compare.ipynb #38092725
 SEARCH_SEED = 1000  # rates are chosen with this seed's labels; reported seeds count from 0
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#000000")  # Okabe and Ito, safe for colour-blind readers
 
@@ -45,7 +45,7 @@ class Comparison:
             d = a["diff_vs_reference"]
             rows.append({"recipe": a["recipe"], "accuracy": a["mean"], "95 % interval": _interval(a["ci95"]),
                          f"minus {self.reference}": None if d is None else d["mean"], "its 95 % interval": "" if d is None else _interval(d["ci95"], sign=True),
-                         "verdict": a["verdict"], "rate": a["lr"], "seconds": a["seconds"], "diverged": a["diverged"]})
+                         "verdict": a["verdict"], "rate": a["lr"], "seconds": round(a["seconds"], 1), "diverged": a["diverged"]})
         return pd.DataFrame(rows).set_index("recipe").round(4)
 
     def shifts_table(self):
@@ -82,6 +82,8 @@ class Comparison:
         axes[1].axvspan(-100*self.margin, 100*self.margin, color="#bbbbbb", alpha=.35, lw=0, label=f"margin of ±{100*self.margin:g}")
         axes[1].axvline(0, color="#444444", lw=.8); axes[1].legend(fontsize=8, loc="best")
         for ax in axes: ax.grid(axis="x", alpha=.25)
+        # A t interval of few seeds knows nothing of the ends of the scale.
+        axes[0].set_xlim(max(-2, axes[0].get_xlim()[0]), min(102, axes[0].get_xlim()[1]))
         n = f"{self.labels} labels a class" if self.labels else "all labels"
         axes[0].set_title(f"{self.task}, {n}: mean of {len(self.seeds)} seeds, 95 % interval", fontsize=10)
         axes[1].set_title("paired by seed, 95 % interval", fontsize=10)
@@ -98,7 +100,8 @@ class Comparison:
             ci = [mean_ci([100*p[i]["valid_accuracy"] for p in curves]) for i in range(len(x))]
             ax.plot(x, [m for m, *_ in ci], color=c, marker="o", ms=3, label=a["recipe"])
             if ci[0][1] is not None: ax.fill_between(x, [lo for _, lo, _ in ci], [hi for *_, hi in ci], color=c, alpha=.15, lw=0)
-        ax.set_xlabel("optimiser step"); ax.set_ylabel("validation accuracy, %"); ax.grid(alpha=.25); ax.legend(fontsize=8, ncols=2)
+        ax.set_xlabel("optimiser step"); ax.set_ylabel("validation accuracy, %"); ax.grid(alpha=.25); ax.legend(fontsize=8, ncols=2, loc="lower right")
+        ax.set_ylim(max(-2, ax.get_ylim()[0]), min(102, ax.get_ylim()[1]))
         return ax
 
 def _interval(ci, sign=False):
@@ -116,7 +119,7 @@ def budget_steps(
     bs = min(bs, images)
     return int(np.clip(math.ceil(budget.epochs * images / bs), budget.min_steps, budget.max_steps)), bs
 
-# %% ../../nbs/api/52_compare.ipynb #5153768c
+# %% ../../nbs/api/52_compare.ipynb #f83edae1
 def compare(
     task, # name of a task, a folder of photos, or a loaded Task that has a name of its own
     recipes=None, # names, YAML files or Recipe objects; None for all six
@@ -154,6 +157,7 @@ def compare(
     steps, bs = budget_steps(len(loaded.budget(labels, 0)), budget, bs)
     net = load_pretrained(model, len(loaded.classes), weights, any(r.start == "pretrained" for r in chosen), size, s.offline)
     groups = layer_groups(net)
+    steps = max(steps, len(groups))  # gradual unfreezing needs a step for each group; then all arms get it
     for r in chosen: make_plan(r.with_lr(r.lr or search_grid(r, budget.rates)[0]), groups, steps)
     device = str(pick_device(s.device))
     for folder in (place["store"], out):

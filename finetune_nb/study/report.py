@@ -13,24 +13,23 @@ from string import Template
 
 from ..core.files import atomic_path, writable_folder, write_json, write_text
 
-# %% ../../nbs/api/53_report.ipynb #1b1cc6f0
+# %% ../../nbs/api/53_report.ipynb #69b7abb9
 def conclusions(
     comparison, # a Comparison
-): # -> list of sentences
-    "What the comparison shows, one sentence an arm, each with its numbers."
-    ref, out = comparison.reference, []
+): # -> list of lines
+    "What the comparison shows, one line for each arm but the reference, with its numbers."
+    out = []
     for a in comparison.arms:
         d = a["diff_vs_reference"]
         if d is None: continue
         lo, hi = d["ci95"]
-        span = f"{100*d['mean']:+.1f} percentage points" + ("" if lo is None else f" (95 % interval {100*lo:+.1f} to {100*hi:+.1f})")
-        say = {"better": f"{a['recipe']} is better than {ref}", "worse": f"{a['recipe']} is worse than {ref}",
-               "undecided": f"between {a['recipe']} and {ref} these {len(comparison.seeds)} seeds cannot decide"}
-        same = f"{a['recipe']} and {ref} do not differ by more than {100*comparison.margin:g} points"
-        out.append(f"{say.get(a['verdict'], same)}: {span}." + (f" {a['diverged']} of its runs diverged." if a["diverged"] else ""))
+        verdict = f"no difference of more than {100*comparison.margin:g} points" if a["verdict"].startswith("no difference") else a["verdict"]
+        interval = "one seed, no interval" if lo is None else f"95 % interval {100*lo:+.1f} to {100*hi:+.1f}"
+        out.append(f"{a['recipe']} against {comparison.reference}: {verdict}, {100*d['mean']:+.1f} percentage points ({interval})"
+                   + (f"; {a['diverged']} of its runs diverged" if a["diverged"] else ""))
     return out
 
-# %% ../../nbs/api/53_report.ipynb #345e744d
+# %% ../../nbs/api/53_report.ipynb #53009ed6
 def save_report(
     comparison, # a Comparison
     folder, # where to; made if need be
@@ -70,7 +69,7 @@ def report_html(comparison, pictures):
     return _PAGE.substitute(
         title=escape(f"{c.task}: {len(c.arms)} ways of training, {c.labels or 'all'} labels a class"), heading=escape(about["settings"].get("name") or "finetune_nb"),
         conclusions="".join(f"<li>{escape(s)}</li>" for s in conclusions(c)), margin=f"{100*c.margin:g}", reference=escape(c.reference),
-        accuracy=picture("accuracy.png", "Test accuracy and paired differences of each recipe"), table=table(c.table()),
+        accuracy=picture("accuracy.png", "Test accuracy and paired differences of each recipe"), table=table(c.table().reset_index(), index=False),
         curves=picture("curves.png", "Validation accuracy over optimiser steps"),
         shifts=f"<h2>When the test images change</h2><p>Mean accuracy on the same test images after one change each; nothing was trained or chosen on them.</p>{table(shifts, index=False)}" if len(shifts) else "",
         search=table(search, index=False) if len(search) else "<p>Every recipe came with its rate.</p>",

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['code_hash', 'run_config', 'model_id', 'do_run', 'do_runs']
 
-# %% ../../nbs/api/51_runs.ipynb #975e9fe6
+# %% ../../nbs/api/51_runs.ipynb #18440ac3
 import time
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 import finetune_nb
+from ..core.errors import FinetuneError
 from ..core.files import content_hash, read_json, sha256, write_json
 
 # %% ../../nbs/api/51_runs.ipynb #6d3e5550
@@ -93,7 +94,7 @@ def _train(config, place):
         return out
     finally: torch.set_num_threads(threads)
 
-# %% ../../nbs/api/51_runs.ipynb #6fd8f9b5
+# %% ../../nbs/api/51_runs.ipynb #eb2b5555
 def do_runs(
     jobs, # list of (config, place)
     workers=None, # processes; None for one a core
@@ -102,6 +103,7 @@ def do_runs(
 ): # -> list of dict(config, results), in the order of `jobs`
     "Do what is not done yet of `jobs`, several at once."
     from joblib import Parallel, cpu_count, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
     from finetune_nb.core.progress import progress
     names = [content_hash(c) for c, _ in jobs]
     todo = {n: job for n, job in zip(names, jobs) if not (Path(job[1]["store"])/n/"run.json").exists()}
@@ -109,5 +111,8 @@ def do_runs(
     n = 1 if any(c["device"] != "cpu" for c, _ in jobs) else min(workers or cpu_count(), max(1, len(todo)))
     if n == 1: got = (do_run(*job) for job in todo.values())
     else: got = Parallel(n_jobs=n, return_as="generator_unordered", batch_size=1, pre_dispatch=n, inner_max_num_threads=1)(delayed(do_run)(*job) for job in todo.values())
-    for _ in progress(got, len(todo), what, quiet or not todo): pass
+    try:
+        for _ in progress(got, len(todo), what, quiet or not todo): pass
+    except TerminatedWorkerError:
+        raise FinetuneError("a worker process was killed, most often for want of memory. Finished runs are kept; set workers = 1 in settings.ini and run it again") from None
     return [do_run(*job) for job in jobs]
