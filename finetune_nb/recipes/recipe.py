@@ -94,7 +94,7 @@ def _make(cls, data, where):
     except TypeError as e: raise RecipeError(f"{where}: {str(e).split('__init__() ')[-1]}") from None
     except ValueError as e: raise RecipeError(f"{where}: {e}") from None
 
-# %% ../../nbs/api/40_recipe.ipynb #7893e9d4
+# %% ../../nbs/api/40_recipe.ipynb #c48e4f50
 @dataclass(frozen=True)
 class Plan:
     "What a recipe does to a network with these groups in so many steps."
@@ -154,7 +154,8 @@ def make_plan(
             except ModelError as e: raise RecipeError(f"recipe '{recipe.name}': {e}") from None
     if steps < len(parts): raise RecipeError(f"recipe '{recipe.name}' has {len(parts)} phases but only {steps} steps; give it at least one step a phase")
     ends = np.cumsum([s for s, _ in parts]) / sum(s for s, _ in parts) * steps
-    firsts = np.maximum([0, *np.round(ends[:-1]).astype(int)], np.arange(len(parts)))
+    # Rounded, but never so that a phase is left without a step.
+    firsts = np.clip([0, *np.round(ends[:-1]).astype(int)], np.arange(len(parts)), steps - np.arange(len(parts), 0, -1))
     peaks = np.array(group_rates(names, recipe.rates, recipe.rates_value)) * recipe.lr
     rates = schedule(recipe.schedule, steps, **recipe.schedule_args)[:, None] * peaks
     lasts = [*firsts[1:], steps]

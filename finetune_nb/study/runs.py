@@ -50,7 +50,7 @@ def model_id(model):
         if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
     return model
 
-# %% ../../nbs/api/51_runs.ipynb #71488707
+# %% ../../nbs/api/51_runs.ipynb #3343ff1b
 def do_run(
     config, # of `run_config`
     place, # dict(store, task, model, weights, skip_bad, offline): where things are on this machine
@@ -76,7 +76,8 @@ def _train(config, place):
     torch.set_num_threads(1)  # the same sums whatever runs beside it, see models.architecture
     try:
         recipe = Recipe.from_dict(config["recipe"])
-        task = load_task(place["task"], config["size"], place.get("skip_bad", False))
+        task = load_task(place["task"], config["size"], place.get("skip_bad", False), quiet=True)
+        if task.data_hash != config["data"]: raise FinetuneError(f"the images of task '{task.name}' changed while runs were under way. Run it again")
         learn = pretrained_learner(task, place["model"], place.get("weights"), recipe.start == "pretrained", config["labels"], config["seed"], config["bs"],
                                    config["size"], device=config["device"], offline=place.get("offline", "auto"))
         began, out = time.perf_counter(), dict(status="done")

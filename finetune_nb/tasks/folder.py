@@ -61,7 +61,7 @@ def _read(job):
     except Exception as e:  # Pillow raises many kinds for broken files; each means "unreadable"
         return "not an image" if "cannot identify" in str(e) else str(e) or type(e).__name__
 
-# %% ../../nbs/api/15_folder.ipynb #c76555ac
+# %% ../../nbs/api/15_folder.ipynb #c7f56de2
 def image_folder(
     path, # folder of class folders, or of train/valid/test folders of class folders
     size=128, # side in pixels at which the photos are kept
@@ -83,7 +83,7 @@ def image_folder(
     if (need := len(items) * 3 * size * size) > 8e9:
         raise TaskError(f"{path}: {len(items)} images of {size} pixels need {need/1e9:.0f} GB of memory. Choose a smaller size (--size)")
     with ThreadPoolExecutor() as pool:
-        got = list(progress(pool.map(_read, [(f, size) for *_, f in items]), len(items), "reading photos", quiet or len(items) < 500))
+        got = list(progress(pool.map(_read, [(f, size) for *_, f in items]), len(items), "reading photos", quiet or len(items) < 2000))
     bad = [(f, r) for (*_, f), r in zip(items, got) if isinstance(r, str)]
     if bad and not skip_bad:
         shown = "; ".join(f"{f.relative_to(path)} ({why})" for f, why in bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")

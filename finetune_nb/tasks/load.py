@@ -14,13 +14,14 @@ from .digits import digits
 from .folder import image_folder
 from .scripts import scripts
 
-# %% ../../nbs/api/16_load.ipynb #f63fccb2
+# %% ../../nbs/api/16_load.ipynb #214d02e8
 TASKS = {"digits": digits, "scripts": scripts}
 
 def load_task(
     name, # one of `TASKS`, or a path to a folder of images
     size=None, # side in pixels for photos; None for 128
     skip_bad=False, # leave unreadable photos out?
+    quiet=False, # no progress bar while photos are read?
 ): # -> Task
     "The task called `name`, or the images in the folder `name`. Loaded once a process."
     known = str(name) in TASKS
@@ -28,7 +29,16 @@ def load_task(
         if any(c in str(name) for c in "/\\."): raise TaskError(f"no such folder: {name}")
         raise TaskError(unknown_name("task", name, TASKS) + ", or a path to a folder of images")
     # The bundled tasks have one size and no files to skip: other values must not load them twice.
-    return _load(str(name), None, False) if known else _load(str(Path(name).expanduser().resolve()), size, skip_bad)
+    if known: return _bundled(str(name))
+    path = Path(name).expanduser().resolve()
+    return _folder(path, size or 128, skip_bad, quiet, _state(path))
 
-@lru_cache(8)
-def _load(name, size, skip_bad): return TASKS[name]() if name in TASKS else image_folder(name, size or 128, skip_bad)
+@lru_cache(None)
+def _bundled(name): return TASKS[name]()
+
+@lru_cache(2)
+def _folder(path, size, skip_bad, quiet, state): return image_folder(path, size, skip_bad, quiet)
+
+def _state(path):
+    "Names, sizes and times of all files: a folder that was changed is read again."
+    return tuple(sorted((str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in path.rglob("*") if p.is_file()))
