@@ -34,7 +34,7 @@ def save_bundle(
     write_json(folder/"config.json", config | dict(classes=[str(c) for c in classes], sha256=sha256(folder/"model.safetensors"), notes=notes))
     return folder
 
-# %% ../../nbs/api/22_bundle.ipynb #82a2be73
+# %% ../../nbs/api/22_bundle.ipynb #6f1d87c3
 class Bundle:
     "A fine-tuned model ready to answer; made by `load_bundle`."
     def __init__(self, model, config): self.model, self.config, self.classes = model.eval(), config, config["classes"]
@@ -77,4 +77,4 @@ def load_bundle(
     try: model = create_model(**config["architecture"], num_classes=config["num_classes"]); digest = config["sha256"]
     except (KeyError, TypeError): raise ModelError(f"{folder/'config.json'} is not the configuration of a bundle") from None
     model.kit_config = {k: config[k] for k in ("name", "architecture", "num_classes", "input")}
-    return Bundle(load_weights(model, folder/"model.safetensors", digest), config)
+    return Bundle(load_weights(model, folder/"model.safetensors", digest, keep_head=True), config)

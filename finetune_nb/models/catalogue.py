@@ -37,13 +37,14 @@ def list_models(
             rows.append(dict(name=name, source="hub", architecture=cfg.architecture, input=f"{cfg.input_size[-1]} px, {cfg.input_size[0]} channels", licence=cfg.license or "see its card"))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/api/21_catalogue.ipynb #cc36ecab
+# %% ../../nbs/api/21_catalogue.ipynb #636f5306
 def load_weights(
     model, # network to fill
     path, # a safetensors file
     digest=None, # expected SHA-256 of the file; None to trust it
+    keep_head=False, # fill the classifier too? for the same classes only
 ): # -> model
-    "Fill `model` from `path`; weights of a classifier for other classes are left out, anything else that does not fit is an error."
+    "Fill `model` from `path`; anything that does not fit is an error."
     path = Path(path).expanduser()
     if path.suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt"):
         raise ModelError(f"{path} is a pickle, which can run any code when loaded. Convert it to safetensors where it came from")
@@ -52,8 +53,8 @@ def load_weights(
     try: tensors, _ = load_tensors(path)
     except FileError as e: raise ModelError(str(e)) from None
     mine = model.state_dict()
-    heads = tuple(f"{h}." for h in classifier_names(model))
-    given = {k: v for k, v in tensors.items() if not (k.startswith(heads) and (k not in mine or mine[k].shape != v.shape))}
+    heads = () if keep_head else tuple(f"{h}." for h in classifier_names(model))
+    given = {k: v for k, v in tensors.items() if not k.startswith(heads)}
     wrong = [k for k, v in given.items() if k not in mine or mine[k].shape != v.shape]
     missing = [k for k in mine if k not in given and not k.startswith(heads) and not k.endswith("num_batches_tracked")]
     if wrong or missing:
