@@ -13,7 +13,7 @@ from string import Template
 
 from ..core.files import atomic_path, writable_folder, write_json, write_text
 
-# %% ../../nbs/api/53_report.ipynb #69b7abb9
+# %% ../../nbs/api/53_report.ipynb #584b5402
 def conclusions(
     comparison, # a Comparison
 ): # -> list of lines
@@ -23,10 +23,12 @@ def conclusions(
         d = a["diff_vs_reference"]
         if d is None: continue
         lo, hi = d["ci95"]
-        verdict = f"no difference of more than {100*comparison.margin:g} points" if a["verdict"].startswith("no difference") else a["verdict"]
+        verdict = f"no difference of more than {100*comparison.margin:g} point{'' if comparison.margin == .01 else 's'}" if a["verdict"].startswith("no difference") else a["verdict"]
         interval = "one seed, no interval" if lo is None else f"95 % interval {100*lo:+.1f} to {100*hi:+.1f}"
         out.append(f"{a['recipe']} against {comparison.reference}: {verdict}, {100*d['mean']:+.1f} percentage points ({interval})"
                    + (f"; {a['diverged']} of its runs diverged" if a["diverged"] else ""))
+    edge = [t["recipe"] for t in comparison.search if t.get("at_edge")]
+    if edge: out.append(f"the rate chosen for {', '.join(edge)} is the last of its grid: with a longer grid it might do better")
     return out
 
 # %% ../../nbs/api/53_report.ipynb #53009ed6
