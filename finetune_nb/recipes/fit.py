@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FollowPlan', 'DivergedError', 'Trace', 'fit_recipe']
 
-# %% ../../nbs/api/42_fit.ipynb #2bef82ef
+# %% ../../nbs/api/42_fit.ipynb #8d454d77
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 
 from ..core.errors import RecipeError
 from ..core.seeds import set_seed
-from ..models.architecture import create_model
+from ..models.architecture import compute_threads, create_model, threads_for
 from .library import recipe as find_recipe
 from .recipe import Plan, make_plan, plot_rates
 from ..tuning.cache import cached_features, can_cache
@@ -85,7 +85,7 @@ class FollowPlan(Callback):
 
 class DivergedError(RecipeError): "Training left the range of numbers."
 
-# %% ../../nbs/api/42_fit.ipynb #d6cd9d06
+# %% ../../nbs/api/42_fit.ipynb #3ec66cdc
 @dataclass
 class Trace:
     "What happened in a fit."
@@ -122,7 +122,7 @@ def fit_recipe(
     follow = FollowPlan(plan, learn.groups, curve_points, on_step)
     trainable = frozenset().union(*(names for _, names in plan.starts))
     cached = cache and can_cache(learn, trainable, recipe.norm)
-    with cached_features(learn) if cached else nullcontext(), learn.no_bar(), learn.no_logging():
+    with compute_threads(threads_for(learn.model)), cached_features(learn) if cached else nullcontext(), learn.no_bar(), learn.no_logging():
         learn.fit(math.ceil(plan.steps / each), cbs=follow)
     learn.model.eval()
     return Trace(plan, np.array(follow.rates), np.array(follow.losses), follow.curve, cached)

@@ -50,7 +50,7 @@ def model_id(model):
         if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
     return model
 
-# %% ../../nbs/api/51_runs.ipynb #3343ff1b
+# %% ../../nbs/api/51_runs.ipynb #a9f20e1c
 def do_run(
     config, # of `run_config`
     place, # dict(store, task, model, weights, skip_bad, offline): where things are on this machine
@@ -67,17 +67,15 @@ def do_run(
         return record
 
 def _train(config, place):
-    import torch
+    from finetune_nb.models.architecture import compute_threads
     from finetune_nb.recipes.fit import DivergedError, fit_recipe
     from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.tasks.load import load_task
     from finetune_nb.tuning.learner import evaluate, pretrained_learner
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same sums whatever runs beside it, see models.architecture
-    try:
-        recipe = Recipe.from_dict(config["recipe"])
-        task = load_task(place["task"], config["size"], place.get("skip_bad", False), quiet=True)
-        if task.data_hash != config["data"]: raise FinetuneError(f"the images of task '{task.name}' changed while runs were under way. Run it again")
+    recipe = Recipe.from_dict(config["recipe"])
+    task = load_task(place["task"], config["size"], place.get("skip_bad", False), quiet=True)
+    if task.data_hash != config["data"]: raise FinetuneError(f"the images of task '{task.name}' changed while runs were under way. Run it again")
+    with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
         learn = pretrained_learner(task, place["model"], place.get("weights"), recipe.start == "pretrained", config["labels"], config["seed"], config["bs"],
                                    config["size"], device=config["device"], offline=place.get("offline", "auto"))
         began, out = time.perf_counter(), dict(status="done")
@@ -92,8 +90,7 @@ def _train(config, place):
             out[f"{split}_accuracy"] = found["accuracy"]
             out[f"{split}_loss"] = found["loss"] if found["loss"] < 1e9 else 1e9  # also for NaN, which is not smaller
         out["seconds"] = time.perf_counter() - began
-        return out
-    finally: torch.set_num_threads(threads)
+    return out
 
 # %% ../../nbs/api/51_runs.ipynb #eb2b5555
 def do_runs(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['adamw', 'pick_device', 'pretrained_learner', 'evaluate']
 
-# %% ../../nbs/api/34_learner.ipynb #9ea49075
+# %% ../../nbs/api/34_learner.ipynb #338945e9
 from functools import partial
 
 import fastai.callback.progress, fastai.callback.schedule  # they give Learner its bars and fit_one_cycle
@@ -17,7 +17,7 @@ from fastai.optimizer import OptimWrapper
 
 from ..core.errors import ModelError
 from ..core.seeds import set_seed
-from ..models.architecture import to_fast_layout
+from ..models.architecture import compute_threads, threads_for, to_fast_layout
 from ..models.catalogue import load_pretrained
 from ..tasks.task import Task
 from .groups import layer_groups, splitter
@@ -62,7 +62,7 @@ def pretrained_learner(
 
 adamw = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
 
-# %% ../../nbs/api/34_learner.ipynb #f5ab7a1a
+# %% ../../nbs/api/34_learner.ipynb #f39a0040
 @torch.no_grad()
 def evaluate(
     learn, # a Learner
@@ -75,10 +75,10 @@ def evaluate(
     modes = [m.training for m in model.modules()]
     model.eval()
     right = loss = n = 0
-    for x, y in learn.task.test_dl(split, model.kit_config["input"], device, limit=limit):
-        out = model(x.as_subclass(torch.Tensor))
-        y = y.as_subclass(torch.Tensor)
-        right += (out.argmax(1) == y).sum().item(); n += len(y)
-        loss += torch.nn.functional.cross_entropy(out, y, reduction="sum").item()
+    with compute_threads(threads_for(model)):
+        for x, y in learn.task.test_dl(split, model.kit_config["input"], device, limit=limit):
+            out, y = model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)
+            right += (out.argmax(1) == y).sum().item(); n += len(y)
+            loss += torch.nn.functional.cross_entropy(out, y, reduction="sum").item()
     for m, t in zip(model.modules(), modes): m.training = t
     return dict(accuracy=right/n, loss=loss/n, n=n)
