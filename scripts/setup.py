@@ -2,7 +2,7 @@
 
 It runs on the Python that is there, whatever its age, so that a wrong one gets a sentence and not a syntax error.
 """
-import os, re, shutil, subprocess, sys
+import hashlib, os, re, shutil, subprocess, sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NEEDS_PYTHON, NEEDS_GB = (3, 11), 9
@@ -45,16 +45,30 @@ def run(*command):
         with open(LOG, errors="replace") as log: stop(explain(log.read()))
 
 
+def wanted():
+    "What an installation depends on; make goes by file times, which tools move without changing a word."
+    with open(os.path.join(ROOT, "pyproject.toml"), "rb") as f: return hashlib.sha256(f.read()).hexdigest()
+
+
+def is_ready():
+    try:
+        with open(os.path.join(VENV, ".ready")) as f: return f.read() == wanted()
+    except (IOError, OSError): return False
+
+
 def main():
     check_python(sys.version_info)
+    if is_ready():
+        os.utime(os.path.join(VENV, ".ready"), None)
+        return
     python = os.path.join(BIN, "python.exe" if os.name == "nt" else "python")
-    check_disk(shutil.disk_usage(ROOT).free / 1e9, os.path.exists(os.path.join(VENV, ".ready")))
+    check_disk(shutil.disk_usage(ROOT).free / 1e9, os.path.exists(python))
     sys.stderr.write("setting up .venv (once: about 3 minutes and 6 GB of downloads on Linux, where torch brings GPU libraries)\n")
     if not os.path.exists(python):
         if subprocess.call([sys.executable, "-m", "venv", VENV]): stop("Python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv")
     open(LOG, "w").close()
     run(python, "-m", "pip", "install", "--disable-pip-version-check", "--retries", "2", "-e", ".[dev]")
-    open(os.path.join(VENV, ".ready"), "w").close()
+    with open(os.path.join(VENV, ".ready"), "w") as f: f.write(wanted())
     sys.stderr.write("ready\n")
 
 

@@ -37,6 +37,16 @@ def test_full_disk(setup): assert "the disk is full" in setup.explain("ERROR: Co
 def test_other_failures_quote_pip(setup): assert "No matching distribution found for x" in setup.explain("Collecting x\nERROR: No matching distribution found for x\n")
 
 
+def test_a_touched_file_does_not_install_again(setup, tmp_path, monkeypatch):
+    (tmp_path/"pyproject.toml").write_text("[project]\n"); (tmp_path/".ready").write_text("")
+    monkeypatch.setattr(setup, "ROOT", str(tmp_path)); monkeypatch.setattr(setup, "VENV", str(tmp_path))
+    assert not setup.is_ready()
+    (tmp_path/".ready").write_text(setup.wanted())
+    assert setup.is_ready()
+    (tmp_path/"pyproject.toml").write_text("[project]\nname = 'other'\n")
+    assert not setup.is_ready()
+
+
 def test_export_clean_and_readme_agree():
     done = subprocess.run([sys.executable, ROOT/"scripts"/"check.py"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
