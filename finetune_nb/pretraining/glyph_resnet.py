@@ -68,7 +68,7 @@ def rate_at(
     if step < rise: return peak * (step + 1) / rise
     return peak * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #2a5d1a37
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #08563afc
 def _optimizer(model, peak, weight_decay):
     # Norms and biases are not decayed: pulling a scale towards zero shrinks the signal, it does not simplify the function.
     decay = [p for p in model.parameters() if p.ndim > 1]
@@ -98,7 +98,7 @@ def pretrain(
     weight_decay=0.05, # of AdamW, on weights with two or more dimensions
     seed=0, # decides initial weights, held-out drawings and every batch
     chars=None, # the classes; None for `pretraining_chars()`
-    save_every=250, # steps between two saves
+    save_every=100, # steps between two saves
     stop_after=None, # steps to do now at most; None for all
     distortion=None, # dict of arguments of `distort`
     quiet=False, # no progress bar?
