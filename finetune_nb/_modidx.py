@@ -375,4 +375,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                               'finetune_nb.tuning.schedules.schedule': ( 'api/schedules.html#schedule',
                                                                                          'finetune_nb/tuning/schedules.py'),
                                               'finetune_nb.tuning.schedules.stlr': ( 'api/schedules.html#stlr',
-                                                                                     'finetune_nb/tuning/schedules.py')}}}
+                                                                                     'finetune_nb/tuning/schedules.py')},
+            'finetune_nb.tuning.score': { 'finetune_nb.tuning.score.eval_mode': ('api/score.html#eval_mode', 'finetune_nb/tuning/score.py'),
+                                          'finetune_nb.tuning.score.score': ('api/score.html#score', 'finetune_nb/tuning/score.py')}}}

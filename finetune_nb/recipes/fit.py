@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FollowPlan', 'DivergedError', 'Trace', 'fit_recipe']
 
-# %% ../../nbs/api/42_fit.ipynb #8d454d77
+# %% ../../nbs/api/42_fit.ipynb #9a333e07
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from .library import recipe as find_recipe
 from .recipe import Plan, make_plan, plot_rates
 from ..tuning.cache import cached_features, can_cache
 from ..tuning.freeze import freeze_groups, hold_modes
+from ..tuning.score import score
 
-# %% ../../nbs/api/42_fit.ipynb #facc630f
+# %% ../../nbs/api/42_fit.ipynb #648b75e1
 class FollowPlan(Callback):
     "Set every group's rate at every step, toggle what trains at phase boundaries, and record both."
     order = 5  # after fastai has put the model into training mode
@@ -72,16 +73,9 @@ class FollowPlan(Callback):
 
     def _hold(self): hold_modes(self.groups, self.on, self.plan.recipe.norm)
 
-    @torch.no_grad()
     def _measure(self):
-        model, right, loss, n = self.learn.model, 0, 0., 0
-        model.eval()
-        for x, y in self.dls.valid:
-            out, y = model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)
-            right += (out.argmax(1) == y).sum().item(); n += len(y)
-            loss += torch.nn.functional.cross_entropy(out, y, reduction="sum").item()
-        self.curve.append(dict(step=self.step, valid_accuracy=right/n, valid_loss=loss/n))
-        model.train(); self._hold()
+        found = score(self.learn.model, self.dls.valid)
+        self.curve.append(dict(step=self.step, valid_accuracy=found["accuracy"], valid_loss=found["loss"]))
 
 class DivergedError(RecipeError): "Training left the range of numbers."
 

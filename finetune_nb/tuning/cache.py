@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['can_cache', 'features', 'cached_features']
 
-# %% ../../nbs/api/35_cache.ipynb #77f774f0
+# %% ../../nbs/api/35_cache.ipynb #fa236a01
 from contextlib import contextmanager
 
 import torch
 from fastai.torch_core import TensorBase, TensorCategory
 
 from ..tasks.task import MemoryDL
+from .score import eval_mode
 
 # %% ../../nbs/api/35_cache.ipynb #f0a14c01
 def can_cache(
@@ -26,7 +27,7 @@ def can_cache(
     head = model.get_classifier()
     return isinstance(head, torch.nn.Linear) and {id(p) for p in head.parameters()} == {id(p) for p in learn.groups[-1].params} and not getattr(model, "drop_rate", 0)
 
-# %% ../../nbs/api/35_cache.ipynb #2a0231bc
+# %% ../../nbs/api/35_cache.ipynb #aa949921
 class _Features:
     "Pooled features [N, D] and labels [N] in the place of an `ImageDataset`."
     n_inp = 1
@@ -37,16 +38,13 @@ class _Features:
         x, y = self.batch([i])
         return x[0], y[0]
 
-@torch.no_grad()
 def features(
     model, # a timm model
     dl, # a MemoryDL, in order
 ): # -> (float32 [N, D], int64 [N])
     "The pooled features below the classifier of every item of `dl`."
-    modes = [m.training for m in model.modules()]
-    model.eval()
-    xs, ys = zip(*[(model.forward_head(model.forward_features(x.as_subclass(torch.Tensor)), pre_logits=True), y.as_subclass(torch.Tensor)) for x, y in dl])
-    for m, t in zip(model.modules(), modes): m.training = t
+    with eval_mode(model):
+        xs, ys = zip(*[(model.forward_head(model.forward_features(x.as_subclass(torch.Tensor)), pre_logits=True), y.as_subclass(torch.Tensor)) for x, y in dl])
     return torch.cat(xs), torch.cat(ys)
 
 @contextmanager

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['adamw', 'pick_device', 'pretrained_learner', 'evaluate']
 
-# %% ../../nbs/api/34_learner.ipynb #338945e9
+# %% ../../nbs/api/34_learner.ipynb #5cc35654
 from functools import partial
 
 import fastai.callback.progress, fastai.callback.schedule  # they give Learner its bars and fit_one_cycle
@@ -21,6 +21,7 @@ from ..models.architecture import compute_threads, threads_for, to_fast_layout
 from ..models.catalogue import load_pretrained
 from ..tasks.task import Task
 from .groups import layer_groups, splitter
+from .score import score
 
 # %% ../../nbs/api/34_learner.ipynb #559b66af
 def pick_device(
@@ -62,23 +63,12 @@ def pretrained_learner(
 
 adamw = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
 
-# %% ../../nbs/api/34_learner.ipynb #f39a0040
-@torch.no_grad()
+# %% ../../nbs/api/34_learner.ipynb #46b27d66
 def evaluate(
     learn, # a Learner
     split, # "valid", "test" or the name of a shift
-    limit=0, # look at so many images only; 0 for all
+    limit=0, # look at so many items only; 0 for all
 ): # -> dict(accuracy, loss, n)
-    "Accuracy (0..1), mean cross-entropy (nats) and number of images of a split."
-    model = learn.model
-    device = next(model.parameters()).device
-    modes = [m.training for m in model.modules()]
-    model.eval()
-    right = loss = n = 0
-    with compute_threads(threads_for(model)):
-        for x, y in learn.task.test_dl(split, model.kit_config["input"], device, limit=limit):
-            out, y = model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor)
-            right += (out.argmax(1) == y).sum().item(); n += len(y)
-            loss += torch.nn.functional.cross_entropy(out, y, reduction="sum").item()
-    for m, t in zip(model.modules(), modes): m.training = t
-    return dict(accuracy=right/n, loss=loss/n, n=n)
+    "Accuracy (0..1), mean cross-entropy (nats) and number of items of a split."
+    model, device = learn.model, next(learn.model.parameters()).device
+    with compute_threads(threads_for(model)): return score(model, learn.task.test_dl(split, model.kit_config["input"], device, limit=limit))
