@@ -33,7 +33,7 @@ def _nearby(name):
     import difflib, timm
     return difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5) or ["resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224"]
 
-# %% ../../nbs/api/20_architecture.ipynb #ea1f3dbb
+# %% ../../nbs/api/20_architecture.ipynb #3a47092a
 @contextmanager
 def compute_threads(
     n, # threads torch may use inside the block; None for as many as before
@@ -47,7 +47,8 @@ def compute_threads(
 
 def threads_for(model):
     "1 for a network that looks at small pictures (64 pixels at most) or at text, None for any other."
-    return 1 if model.kit_config["input"].get("size", 0) <= 64 else None
+    config = getattr(model, "kit_config", None)
+    return 1 if config and config["input"].get("size", 0) <= 64 else None
 
 def to_fast_layout(model, device="cpu"):
     "Move `model` to `device` and lay 4-d weights out channels-last, which is faster for convolutions on a CPU."

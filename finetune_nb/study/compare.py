@@ -119,7 +119,7 @@ def budget_steps(
     bs = min(bs, images)
     return int(np.clip(math.ceil(budget.epochs * images / bs), budget.min_steps, budget.max_steps)), bs
 
-# %% ../../nbs/api/52_compare.ipynb #f83edae1
+# %% ../../nbs/api/52_compare.ipynb #d7a360d0
 def compare(
     task, # name of a task, a folder of photos, or a loaded Task that has a name of its own
     recipes=None, # names, YAML files or Recipe objects; None for all six
@@ -140,7 +140,7 @@ def compare(
     "Measure `recipes` against each other on `task`: same labels, same steps, same search for a rate."
     from finetune_nb.models.catalogue import load_pretrained
     from finetune_nb.recipes.library import RECIPES, recipe as find_recipe, search_grid
-    from finetune_nb.recipes.recipe import make_plan
+    from finetune_nb.recipes.plan import make_plan
     from finetune_nb.tasks.load import load_task
     from finetune_nb.tuning.groups import layer_groups
     from finetune_nb.tuning.learner import pick_device

@@ -27,7 +27,7 @@ def can_cache(
     head = model.get_classifier()
     return isinstance(head, torch.nn.Linear) and {id(p) for p in head.parameters()} == {id(p) for p in learn.groups[-1].params} and not getattr(model, "drop_rate", 0)
 
-# %% ../../nbs/api/35_cache.ipynb #aa949921
+# %% ../../nbs/api/35_cache.ipynb #0ccd8048
 class _Features:
     "Pooled features [N, D] and labels [N] in the place of an `ImageDataset`."
     n_inp = 1
@@ -54,7 +54,8 @@ def cached_features(
     "Inside the block `learn` trains its head on features computed once, on the same items in the same order."
     model, dls, device = learn.model, learn.dls, next(learn.model.parameters()).device
     def swap(dl, **kwargs):
-        same_order = MemoryDL(dl.dataset, bs=256, after_batch=dl.after_batch, device=device)
+        # A list, because a Pipeline that is handed on is emptied.
+        same_order = MemoryDL(dl.dataset, bs=256, after_batch=list(dl.after_batch.fs), device=device)
         new = MemoryDL(_Features(*features(model, same_order), dl.dataset.vocab), bs=dl.bs, device=device, **kwargs)
         new.rng = dl.rng  # go on in the loader's own order of batches
         return new
