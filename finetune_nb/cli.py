@@ -12,7 +12,7 @@ import finetune_nb
 from .core.errors import FinetuneError, SettingsError
 from .core.settings import PROFILES, SCHEMA, settings
 
-# %% ../nbs/api/90_cli.ipynb #28c27c14
+# %% ../nbs/api/90_cli.ipynb #8d2f6ec7
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise SettingsError(f"{self.prog}: {message} (see {self.prog} --help)")
 
@@ -42,7 +42,7 @@ def _parser():
     command("list", "List what there is.").add_argument("what", choices=["tasks", "models", "recipes"])
     c = command("compare", "Measure recipes against each other on a task; writes table, figures and report.html.")
     c.add_argument("task", metavar="TASK", help="digits, scripts, or a folder of photos")
-    c.add_argument("--recipes", metavar="A,B", help="names or .yaml files, separated by commas; default: all")
+    c.add_argument("--recipes", metavar="A,B", help="names, sums (gradual + l2_sp) or .yaml files, separated by commas; default: the basic six")
     c.add_argument("--labels", type=_labels, default=10, metavar="N", help="labelled training images a class, or 'all' (default 10)")
     c.add_argument("--seeds", metavar="K", help="repetitions of every recipe")
     c.add_argument("--model", default="glyph_resnet", help="bundled name, timm name, or a model's folder (default glyph_resnet)")
@@ -55,16 +55,17 @@ def _parser():
     c.add_argument("--skip-bad", action="store_true", help="leave unreadable photos out instead of stopping")
     return p
 
-# %% ../nbs/api/90_cli.ipynb #f5a19412
+# %% ../nbs/api/90_cli.ipynb #d49e3260
 def _compare(a):
     from pathlib import Path
     s = settings(a.settings, profile=a.profile, seeds=a.seeds)
     if a.size is not None and a.size < 8: raise SettingsError(f"--size {a.size}: pictures need at least 8 pixels a side")
     name = Path(a.task).resolve().name if os.path.isdir(a.task) else a.task
     out = Path(a.out or Path(s.reports)/f"compare_{''.join(c if c.isalnum() or c in '-_.' else '_' for c in name)}")
+    from finetune_nb.recipes.library import split_names
     from finetune_nb.study.compare import compare
     from finetune_nb.study.report import conclusions, save_report
-    got = compare(a.task, a.recipes.split(",") if a.recipes else None, a.labels, a.seeds, a.model, a.weights, a.size, a.margin, a.reference, a.profile,
+    got = compare(a.task, split_names(a.recipes) if a.recipes else None, a.labels, a.seeds, a.model, a.weights, a.size, a.margin, a.reference, a.profile,
                   skip_bad=a.skip_bad, settings_file=a.settings, out=out)
     paths = save_report(got, out)
     if a.json: return got.to_dict() | dict(files={n: str(p) for n, p in paths.items()})
@@ -77,8 +78,8 @@ def _list(a):
         rows = [dict(task=n, classes=len(t.classes), **{s: len(t.labels[s]) for s in ("train", "valid", "test")}, max_labels=t.max_labels, source=t.source, licence=t.licence)
                 for n, t in ((n, load_task(n)) for n in TASKS)]
     elif a.what == "recipes":
-        from finetune_nb.recipes.library import RECIPES
-        rows = [dict(recipe=r.name, about=r.about) for r in RECIPES.values()]
+        from finetune_nb.recipes.library import recipes_table
+        rows = recipes_table().reset_index().to_dict("records")
     else:
         from finetune_nb.models.catalogue import list_models
         rows = list_models().to_dict("records")

@@ -119,10 +119,10 @@ def budget_steps(
     bs = min(bs, images)
     return int(np.clip(math.ceil(budget.epochs * images / bs), budget.min_steps, budget.max_steps)), bs
 
-# %% ../../nbs/api/52_compare.ipynb #d7a360d0
+# %% ../../nbs/api/52_compare.ipynb #9a6d11eb
 def compare(
     task, # name of a task, a folder of photos, or a loaded Task that has a name of its own
-    recipes=None, # names, YAML files or Recipe objects; None for all six
+    recipes=None, # names, sums such as "gradual + l2_sp", YAML files or Recipe objects; None for the basic six
     labels=10, # labelled training images a class; None for all
     seeds=None, # number of repetitions; None for the settings'
     model="glyph_resnet", # as for `pretrained_learner`
@@ -139,14 +139,12 @@ def compare(
 ): # -> Comparison
     "Measure `recipes` against each other on `task`: same labels, same steps, same search for a rate."
     from finetune_nb.models.catalogue import load_pretrained
-    from finetune_nb.recipes.library import RECIPES, recipe as find_recipe, search_grid
-    from finetune_nb.recipes.plan import make_plan
+    from finetune_nb.recipes.library import BASIC, recipe as find_recipe, search_grid
     from finetune_nb.tasks.load import load_task
-    from finetune_nb.tuning.groups import layer_groups
     from finetune_nb.tuning.learner import pick_device
     s = settings(settings_file, seeds=seeds, profile=profile)
     budget = s.budget
-    chosen = [find_recipe(r) for r in (recipes or RECIPES)]
+    chosen = [find_recipe(r) for r in (recipes or BASIC)]
     names = [r.name for r in chosen]
     if len(set(names)) < len(names): raise FinetuneError(f"a recipe is named twice: {', '.join(names)}")
     reference = reference or ("full" if "full" in names else names[0])
@@ -156,9 +154,9 @@ def compare(
     loaded = load_task(task, size, skip_bad)
     steps, bs = budget_steps(len(loaded.budget(labels, 0)), budget, bs)
     net = load_pretrained(model, len(loaded.classes), weights, any(r.start == "pretrained" for r in chosen), size, s.offline)
-    groups = layer_groups(net)
-    steps = max(steps, len(groups))  # gradual unfreezing needs a step for each group; then all arms get it
-    for r in chosen: make_plan(r.with_lr(r.lr or search_grid(r, budget.rates)[0]), groups, steps)
+    # Gradual unfreezing needs a step for each group; then all arms get it.
+    steps = max(steps, *(_least_steps(r, net) for r in chosen))
+    for r in chosen: search_grid(r, budget.rates)
     device = str(pick_device(s.device))
     for folder in (place["store"], out):
         if folder: writable_folder(folder)
@@ -192,6 +190,15 @@ def compare(
                  images=int(len(loaded.budget(labels, 0))), classes=len(loaded.classes), settings=dict(s.record()) | dict(seeds=len(seeds)),
                  versions=runs[0]["config"]["versions"], cost=_cost(seconds, device, s))
     return Comparison(loaded.name, labels, seeds, reference, margin, arms, search, runs, about)
+
+def _least_steps(recipe, net):
+    "Steps without which the recipe cannot run: one for each of its phases."
+    from finetune_nb.recipes.library import recipe as find_recipe
+    from finetune_nb.recipes.plan import make_plan
+    from finetune_nb.tuning.groups import layer_groups
+    if recipe.best_of: return len(recipe.best_of) * max(_least_steps(find_recipe(r), net) for r in recipe.best_of)
+    # Laid out over very many steps, so that nothing but the recipe itself can be at fault.
+    return len(make_plan(recipe.with_lr(recipe.lr or 1.), layer_groups(net, recipe.granularity or "stage"), 10_000).starts)
 
 def _arm(recipe, results, shifts):
     acc = [r["test_accuracy"] for r in results]

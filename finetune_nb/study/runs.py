@@ -50,7 +50,7 @@ def model_id(model):
         if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
     return model
 
-# %% ../../nbs/api/51_runs.ipynb #a9f20e1c
+# %% ../../nbs/api/51_runs.ipynb #f86f3fd1
 def do_run(
     config, # of `run_config`
     place, # dict(store, task, model, weights, skip_bad, offline): where things are on this machine
@@ -63,10 +63,10 @@ def do_run(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder/"lock"):
         if done.exists(): return read_json(done)
-        write_json(done, record := dict(config=config, results=_train(config, place)))
+        write_json(done, record := dict(config=config, results=_train(config, place, folder)))
         return record
 
-def _train(config, place):
+def _train(config, place, folder):
     from finetune_nb.models.architecture import compute_threads
     from finetune_nb.recipes.fit import DivergedError, fit_recipe
     from finetune_nb.recipes.recipe import Recipe
@@ -80,7 +80,7 @@ def _train(config, place):
                                    config["size"], device=config["device"], offline=place.get("offline", "auto"))
         began, out = time.perf_counter(), dict(status="done")
         try:
-            trace = fit_recipe(learn, recipe, steps=config["steps"], curve_points=config["curve_points"])
+            trace = fit_recipe(learn, recipe, steps=config["steps"], curve_points=config["curve_points"], checkpoint=folder, save_every=100)
             out |= dict(curve=trace.curve, losses=[round(float(l), 5) for l in trace.losses])
         except DivergedError as e:  # a finding: the run counts, with whatever the ruined network answers
             out |= dict(status="diverged", why=str(e), curve=[], losses=[])
