@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trace', 'fit_recipe']
 
-# %% ../../nbs/api/42_fit.ipynb #4986e29e
+# %% ../../nbs/api/42_fit.ipynb #2ddb4cc7
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -19,13 +19,13 @@ from ..core.seeds import set_seed
 from ..models.architecture import compute_threads, create_model, threads_for
 from .checkpoint import Checkpoint
 from .extras import EarlyStop, L2SP, WiseFT
-from .follow import DivergedError, FollowPlan, optimiser_lists
+from .follow import DivergedError, FollowPlan
 from .library import recipe as find_recipe
 from .plan import Plan, make_plan, plot_grid
 from ..tuning.adapters import add_lora, merge_lora, trainable_share
 from ..tuning.cache import cached_features, can_cache
 from ..tuning.freeze import release
-from ..tuning.groups import layer_groups
+from ..tuning.groups import layer_groups, param_groups
 from ..tuning.score import score
 
 # %% ../../nbs/api/42_fit.ipynb #6400617c
@@ -56,7 +56,7 @@ class Trace:
 
 _LABELS = {"gradient": "gradient norm", "update": "step, as a share\nof the weights' length", "distance": "distance from the start,\nas a share of its length"}
 
-# %% ../../nbs/api/42_fit.ipynb #fe9a52d4
+# %% ../../nbs/api/42_fit.ipynb #c2f424ad
 def fit_recipe(
     learn, # a learner of `pretrained_learner`, or any fastai Learner
     recipe, # a Recipe or the name of one
@@ -82,10 +82,9 @@ def fit_recipe(
         add_lora(learn.model, groups, **{k: v for k, v in recipe.lora.items() if k != "merge"})
         groups = layer_groups(learn.model, recipe.granularity or getattr(learn, "granularity", "stage"))
     plan = make_plan(recipe, groups, steps)
-    follow, cbs, wise, stop = _callbacks(learn, recipe, plan, groups, curve_points, on_step, watch)
-    opt_lists, follow.owner, decays = optimiser_lists(groups, recipe.exempt)
-    follow.first = [follow.owner.index(i) for i in range(len(groups))]
-    _make_optimiser(learn, opt_lists)
+    lists = param_groups(groups, 0., recipe.weight_decay, recipe.exempt)
+    follow, cbs, wise, stop = _callbacks(learn, recipe, plan, groups, [plan.names.index(l["group"]) for l in lists], curve_points, on_step, watch)
+    _make_optimiser(learn, [l["params"] for l in lists])
     if checkpoint is not None:
         parts = {k: o for k, o in (("wise_ft", wise), ("early_stop", stop)) if o}
         follow.store = Checkpoint(checkpoint, learn.model, parts, save_every, [getattr(learn, "seed", None), learn.dls.train.bs])
@@ -93,7 +92,7 @@ def fit_recipe(
     with ExitStack() as inside:
         for context in (compute_threads(threads_for(learn.model)), *([cached_features(learn)] if cached else []), learn.no_bar(), learn.no_logging()): inside.enter_context(context)
         left = math.ceil(plan.steps / each) - (follow.store.epochs_done(each) if follow.store else 0)
-        try: learn.fit(max(1, left), wd=[recipe.weight_decay if d else 0. for d in decays], cbs=cbs)
+        try: learn.fit(max(1, left), wd=[l["weight_decay"] for l in lists], cbs=cbs)
         except FinetuneError as e:
             e.args = (str(e).split(":\n\t")[-1],)  # fastai puts the callback's name in front
             raise
@@ -129,10 +128,10 @@ def _check(learn, recipe, steps):
         raise RecipeError(f"recipe '{recipe.name}' trains biases, but below its head this network has none")
     if recipe.mixup and getattr(getattr(learn, "task", None), "modality", "image") != "image": raise RecipeError(f"recipe '{recipe.name}': mixup mixes images; this task is {learn.task.modality}")
 
-def _callbacks(learn, recipe, plan, groups, curve_points, on_step, watch):
+def _callbacks(learn, recipe, plan, groups, owner, curve_points, on_step, watch):
     stop = EarlyStop(learn.model, recipe.early_stop["patience"]) if recipe.early_stop else None
     if stop: curve_points = int(recipe.early_stop["checks"])  # the looks that decide are the ones that are drawn
-    follow = FollowPlan(plan, groups, None, curve_points, [stop] if stop else [], on_step, watch)
+    follow = FollowPlan(plan, groups, owner, curve_points, [stop] if stop else [], on_step, watch)
     wise = WiseFT(follow, learn.model, groups, recipe.wise_ft) if recipe.wise_ft is not None else None
     extras = [L2SP(groups, **recipe.l2_sp)] if recipe.l2_sp else []
     return follow, [follow, *extras, *([wise] if wise else []), *([MixUp(recipe.mixup)] if recipe.mixup else [])], wise, stop
