@@ -64,3 +64,24 @@ def test_unreachable_hub_is_one_line(tmp_path):
 
 def test_offline_without_cache_is_one_line(tmp_path):
     assert "offline = yes and not in the local cache" in load(tmp_path, "http://127.0.0.1:9", offline="yes")
+
+
+def test_its_own_classifier_comes_along_if_asked(tmp_path, hub):
+    endpoint, _ = hub
+    code = f"from finetune_nb.all import load_pretrained\nm = load_pretrained('{NAME}', None); print(m.fc.out_features, m.fc.weight.abs().sum().item() > 0)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path/"hf"), HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1"),
+                          capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "1000 True", done.stderr
+
+
+def test_listing_and_describing_ask_nobody_and_see_the_cache(tmp_path, hub):
+    endpoint, asked = hub
+    load(tmp_path, endpoint)
+    before = len(asked)
+    code = ("from finetune_nb.models.catalogue import describe_model, list_models\n"
+            f"t = list_models('*resnet10t*').set_index('name'); print(bool(t.here['{NAME}.c3_in1k']), bool(t.here.drop('{NAME}.c3_in1k').any()))\n"
+            "print(len(list_models('*bert*')) >= 4, describe_model('openai-community/gpt2').parameters > 1e8)")
+    done = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path/"hf"), HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1"),
+                          capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "False", "True", "True"], done.stdout + done.stderr
+    assert len(asked) == before, "listing asked the network"

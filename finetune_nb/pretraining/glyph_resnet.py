@@ -68,7 +68,7 @@ def rate_at(
     if step < rise: return peak * (step + 1) / rise
     return peak * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #08563afc
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #d91cc27d
 def _optimizer(model, peak, weight_decay):
     # Norms and biases are not decayed: pulling a scale towards zero shrinks the signal, it does not simplify the function.
     decay = [p for p in model.parameters() if p.ndim > 1]
@@ -102,14 +102,16 @@ def pretrain(
     stop_after=None, # steps to do now at most; None for all
     distortion=None, # dict of arguments of `distort`
     quiet=False, # no progress bar?
+    architecture=None, # arguments of `create_model`; None for `ARCHITECTURE`
+    write_card=None, # function of config.json's dict that writes the model card; None for `card`
 ): # -> dict of results, or None if stopped before the end
     "Pre-train, or go on with, the network in `out`; ends by writing model.safetensors (fp16), config.json and README.md."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    distortion = distortion or {}
+    architecture, distortion = architecture or ARCHITECTURE, distortion or {}
     train, held = split_bank(glyph_bank(chars or pretraining_chars()), seed)
-    run = dict(ARCHITECTURE, steps=steps, size=size, peak=peak, weight_decay=weight_decay, seed=seed, chars="".join(train.chars), distortion=distortion)
+    run = dict(architecture, steps=steps, size=size, peak=peak, weight_decay=weight_decay, seed=seed, chars="".join(train.chars), distortion=distortion)
     set_seed(seed)
-    model = to_fast_layout(create_model(**ARCHITECTURE, num_classes=len(train.chars)))
+    model = to_fast_layout(create_model(**architecture, num_classes=len(train.chars)))
     opt, state, start, log = _optimizer(model, peak, weight_decay), out/"state.safetensors", 0, []
     if state.exists():
         tensors, meta = load_tensors(state)
@@ -130,7 +132,7 @@ def pretrain(
     if last < steps: return None
     results = {"accuracy": accuracy(model, train, seed, **distortion), "accuracy_unseen_drawings": accuracy(model, held, seed, **distortion),
                "classes": len(train.chars), "drawings": len(train), "images_seen": steps * size}
-    _ship(out, model, run, results, log)
+    _ship(out, model, architecture, run, results, log, write_card or card)
     state.unlink()
     return results
 
@@ -153,18 +155,18 @@ def accuracy(
     model.train(was)
     return right / (n // 256 * 256)
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #24d4cb99
-def _ship(out, model, run, results, log):
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #2166f805
+def _ship(out, model, architecture, run, results, log, write_card):
     # BatchNorm's running variances can exceed what fp16 holds well; they are few, so they stay fp32.
     state = {k: (v.half() if v.is_floating_point() and "running" not in k else v) for k, v in model.state_dict().items()
              if not k.endswith("num_batches_tracked")}
     save_tensors(out/"model.safetensors", state)
-    config = dict(architecture=ARCHITECTURE, num_classes=len(run["chars"]), input=INPUT, classes=run["chars"], licence="Apache-2.0",
+    config = dict(architecture=architecture, num_classes=len(run["chars"]), input=INPUT, classes=run["chars"], licence="Apache-2.0",
                   sha256=sha256(out/"model.safetensors"), training={k: run[k] for k in ("steps", "size", "peak", "weight_decay", "seed", "distortion")},
                   results=results, log=log)
     config["parameters"] = sum(p.numel() for p in model.parameters())
     write_json(out/"config.json", config)
-    write_text(out/"README.md", card(config))
+    write_text(out/"README.md", write_card(config))
 
 def card(config):
     "The model card (markdown) of a checkpoint, from its config.json."

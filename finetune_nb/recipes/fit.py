@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trace', 'fit_recipe']
 
-# %% ../../nbs/api/42_fit.ipynb #2ddb4cc7
+# %% ../../nbs/api/42_fit.ipynb #901e1a47
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from fastai.callback.mixup import MixUp
 from ..core.errors import FinetuneError, RecipeError
 from ..core.seeds import set_seed
 from ..models.architecture import compute_threads, create_model, threads_for
+from ..models.text import create_text_model
 from .checkpoint import Checkpoint
 from .extras import EarlyStop, L2SP, WiseFT
 from .follow import DivergedError, FollowPlan
@@ -56,7 +57,7 @@ class Trace:
 
 _LABELS = {"gradient": "gradient norm", "update": "step, as a share\nof the weights' length", "distance": "distance from the start,\nas a share of its length"}
 
-# %% ../../nbs/api/42_fit.ipynb #c2f424ad
+# %% ../../nbs/api/42_fit.ipynb #8be35ba8
 def fit_recipe(
     learn, # a learner of `pretrained_learner`, or any fastai Learner
     recipe, # a Recipe or the name of one
@@ -109,9 +110,11 @@ def fit_recipe(
 
 def _random_weights(learn):
     "Give the learner fresh random weights, the same for the same seed."
+    config = getattr(learn.model, "kit_config", None)
+    if config is None: raise RecipeError("a recipe from random weights has to build the network again, which only works for networks of pretrained_learner")
     set_seed(learn.seed)
-    config = learn.model.kit_config
-    learn.model.load_state_dict(create_model(**config["architecture"], num_classes=config["num_classes"]).state_dict())
+    build = create_text_model if learn.task.modality == "text" else create_model
+    learn.model.load_state_dict(build(**config["architecture"], num_classes=config["num_classes"]).state_dict())
     learn.is_pretrained = False
 
 def _groups(learn, recipe):

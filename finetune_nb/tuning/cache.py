@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['can_cache', 'features', 'cached_features']
 
-# %% ../../nbs/api/35_cache.ipynb #fa236a01
+# %% ../../nbs/api/35_cache.ipynb #33918bfd
 from contextlib import contextmanager
 
 import torch
-from fastai.torch_core import TensorBase, TensorCategory
 
-from ..tasks.task import MemoryDL
+from ..tasks.task import MemoryDL, MemoryItems
 from .score import eval_mode
 
-# %% ../../nbs/api/35_cache.ipynb #f0a14c01
+# %% ../../nbs/api/35_cache.ipynb #afd8c03c
 def can_cache(
     learn, # a learner of `pretrained_learner`
     trainable, # set of group names that train
@@ -22,22 +21,13 @@ def can_cache(
 ): # -> bool
     "May the features below the head be computed once? Only under a frozen body, with a plain linear head and no random augmentation."
     model = learn.model
+    if not (hasattr(learn, "groups") and hasattr(learn, "task")): return False
     if norm != "frozen" or set(trainable) != {learn.groups[-1].name} or learn.task.augment: return False
     if not all(hasattr(model, a) for a in ("forward_features", "forward_head", "get_classifier")): return False
     head = model.get_classifier()
     return isinstance(head, torch.nn.Linear) and {id(p) for p in head.parameters()} == {id(p) for p in learn.groups[-1].params} and not getattr(model, "drop_rate", 0)
 
-# %% ../../nbs/api/35_cache.ipynb #0ccd8048
-class _Features:
-    "Pooled features [N, D] and labels [N] in the place of an `ImageDataset`."
-    n_inp = 1
-    def __init__(self, x, y, vocab): self.x, self.y, self.vocab = x, y, vocab
-    def __len__(self): return len(self.y)
-    def batch(self, i): return TensorBase(self.x[i]), TensorCategory(self.y[i])
-    def __getitem__(self, i):
-        x, y = self.batch([i])
-        return x[0], y[0]
-
+# %% ../../nbs/api/35_cache.ipynb #b391ff37
 def features(
     model, # a timm model
     dl, # a MemoryDL, in order
@@ -56,7 +46,7 @@ def cached_features(
     def swap(dl, **kwargs):
         # A list, because a Pipeline that is handed on is emptied.
         same_order = MemoryDL(dl.dataset, bs=256, after_batch=list(dl.after_batch.fs), device=device)
-        new = MemoryDL(_Features(*features(model, same_order), dl.dataset.vocab), bs=dl.bs, device=device, **kwargs)
+        new = MemoryDL(MemoryItems(*features(model, same_order), dl.dataset.vocab), bs=dl.bs, device=device, **kwargs)
         new.rng = dl.rng  # go on in the loader's own order of batches
         return new
     learn.dls = type(dls)(swap(dls.train, shuffle=True, drop_last=True), swap(dls.valid), device=device)

@@ -1,0 +1,110 @@
+"The zoo as shipped, networks of one picture size through every door, and scores that see nothing they should not."
+import json, os, subprocess, sys
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_nb.core.files import content_hash, load_tensors, read_json, sha256
+from finetune_nb.models.bundle import load_bundle, save_bundle
+from finetune_nb.models.catalogue import BUNDLED, bundled, load_pretrained
+from finetune_nb.models.scores import SCORES, transfer_score
+from finetune_nb.pretraining.zoo import ZOO, card
+from finetune_nb.study.choose import look, rank_models
+from finetune_nb.tasks.load import load_task
+from tests.helpers import environment
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_is_what_its_card_says(name):
+    folder = BUNDLED/name
+    config = read_json(folder/"config.json")
+    assert name in bundled() and config["sha256"] == sha256(folder/"model.safetensors")
+    assert (folder/"README.md").read_text() == card(name, config)
+    assert config["training"]["steps"] == ZOO[name]["steps"] and config["architecture"] == ZOO[name]["architecture"]
+    assert (folder/"model.safetensors").stat().st_size <= 600_000
+    assert not set(config["classes"]) & set("0123456789OoIlSZ") and not any(0x10a0 <= ord(c) <= 0x10ff or 0x531 <= ord(c) <= 0x587 for c in config["classes"])
+    own = load_pretrained(name, None).eval()
+    assert sum(p.numel() for p in own.parameters()) == config["parameters"]
+    with torch.no_grad(): out = own(torch.rand(2, 1, 32, 32))
+    assert out.shape == (2, len(config["classes"])) and out.std(1).min() > .1, "an untrained classifier"
+    assert load_pretrained(name, 7)(torch.rand(2, 1, 32, 32)).shape == (2, 7)
+
+
+def test_zoo_is_small_and_varied():
+    assert len(ZOO) >= 8 and len({ZOO[n]["architecture"]["architecture"] for n in ZOO}) >= 4
+    assert sum((BUNDLED/n/"model.safetensors").stat().st_size for n in ZOO) <= 5_000_000
+    assert len({sha256(BUNDLED/n/"model.safetensors") for n in ZOO}) == len(ZOO)
+
+
+def test_the_zoo_command_goes_on_after_being_killed(tmp_path):
+    code = ("import sys, finetune_nb.pretraining.zoo as z\n"
+            "z.ZOO['zoo_resnet_few'] |= dict(steps=int(sys.argv[2]), size=8, save_every=2)\n"
+            "stop = dict(stop_after=3) if sys.argv[3] == 'stop' else {}\n"
+            "z.make('zoo_resnet_few', sys.argv[1], quiet=True, **stop)")
+    for folder, how in (("whole", "go"), ("parts", "stop"), ("parts", "go")):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path/folder), "6", how], env=environment(tmp_path, OMP_NUM_THREADS="1"), check=True, timeout=200)
+    assert sha256(tmp_path/"whole"/"zoo_resnet_few"/"model.safetensors") == sha256(tmp_path/"parts"/"zoo_resnet_few"/"model.safetensors")
+
+
+def test_a_network_of_one_size_is_rebuilt_in_that_size(tmp_path):
+    from finetune_nb.recipes.fit import fit_recipe
+    from finetune_nb.tuning.learner import evaluate, pretrained_learner
+    task = load_task("digits")
+    (tmp_path/"vit").mkdir()
+    tiny = dict(architecture="vit_tiny_patch16_224", embed_dim=24, depth=2, num_heads=2)
+    from finetune_nb.core.files import save_tensors, write_json
+    from finetune_nb.models.architecture import create_model
+    save_tensors(tmp_path/"vit"/"model.safetensors", create_model(**tiny, num_classes=5).state_dict())
+    write_json(tmp_path/"vit"/"config.json", {"architecture": tiny, "num_classes": 5, "input": dict(size=224, channels=3, mean=[.5]*3, std=[.5]*3)})
+    learn = pretrained_learner(task, str(tmp_path/"vit"), labels=1, size=64, device="cpu")
+    before = learn.model.blocks[0].mlp.fc1.weight.detach().clone()
+    fit_recipe(learn, "scratch", steps=2, lr=1e-3)  # starts by building the network anew
+    assert learn.model.pos_embed.shape[1] == 1 + 4*4 and not torch.equal(before, learn.model.blocks[0].mlp.fc1.weight)
+    accuracy = evaluate(learn, "valid", 40)["accuracy"]
+    back = load_bundle(save_bundle(learn, tmp_path/"b"))
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad(): assert torch.equal(back.model(x), learn.model.eval()(x))
+    assert 0 <= accuracy <= 1
+
+
+def test_scores_see_the_labelled_training_images_alone():
+    from dataclasses import replace
+    task = load_task("digits")
+    net = load_pretrained("zoo_resnet_short", None)
+    def spoilt(split, keep=()):
+        images, labels = dict(task.images), dict(task.labels)
+        wrong = images[split].array.clone(); hide = torch.ones(len(wrong), dtype=bool); hide[list(keep)] = False
+        wrong[hide] = 255 - wrong[hide]; labels[split] = np.where(hide, (labels[split] + 1) % 10, labels[split])
+        return replace(task, images=images | {split: type(images[split])(wrong)}, labels=labels)
+    want = look(task, net, 4, seed=2)
+    for split in ("valid", "test"):
+        for a, b in zip(want, look(spoilt(split), net, 4, seed=2)): assert np.array_equal(a, b)
+    # The unlabelled rest of the training split plays no part either: its images may be anything.
+    budget = task.budget(4, 2)
+    images = dict(task.images); changed = images["train"].array.clone(); rest = torch.ones(len(changed), dtype=bool); rest[budget] = False
+    changed[rest] = 0
+    for a, b in zip(want, look(replace(task, images=images | {"train": type(images["train"])(changed)}), net, 4, seed=2)): assert np.array_equal(a, b)
+
+
+def test_scores_depend_on_neither_order_nor_names_of_classes():
+    g = np.random.default_rng(0)
+    y = np.repeat(np.arange(3), 12)
+    x = g.normal(size=(3, 6))[y] * 2 + g.normal(size=(36, 6))
+    p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    order, names = g.permutation(36), np.array([7, 3, 5])
+    for s in SCORES:
+        tolerance = .09 if s == "linear_probe" else 1e-9  # its parts are drawn by position
+        assert abs(transfer_score(s, x, y, p) - transfer_score(s, x[order], y[order], p[order])) <= tolerance, s
+        assert abs(transfer_score(s, x, y, p) - transfer_score(s, x, names[y], p)) <= tolerance, s
+
+
+def test_a_model_without_its_old_classifier_has_no_leep(tmp_path):
+    from finetune_nb.core.files import save_tensors, write_json
+    config = read_json(BUNDLED/"zoo_resnet_short"/"config.json")
+    (tmp_path/"headless").mkdir()
+    save_tensors(tmp_path/"headless"/"model.safetensors", {k: v for k, v in load_tensors(BUNDLED/"zoo_resnet_short"/"model.safetensors")[0].items() if not k.startswith("fc.")})
+    write_json(tmp_path/"headless"/"config.json", {k: v for k, v in config.items() if k != "sha256"})
+    table = rank_models("digits", [str(tmp_path/"headless"), "zoo_resnet_short"], labels=3, quiet=True)
+    assert np.isnan(table.leep["headless"]) and np.isfinite(table.leep["zoo_resnet_short"])
+    assert table.logme["headless"] == pytest.approx(table.logme["zoo_resnet_short"])
