@@ -16,6 +16,19 @@ def test_json_is_one_object_and_nothing_else(tmp_path):
     assert {"report.html", "results.csv", "summary.json", "accuracy.png", "curves.png"} == {p.name for p in (tmp_path/"r").iterdir()}
 
 
+def test_sums_and_brackets_are_recipes_too(tmp_path):
+    "The comma inside brackets separates nothing."
+    done = cli(tmp_path, "compare", "digits", "--recipes", "gradual + l2_sp, best_of(linear_probe, full), surgical(layer1)", "--labels", 1, "--profile", "smoke", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [a["recipe"] for a in json.loads(done.stdout)["arms"]] == ["gradual + l2_sp", "best_of(linear_probe, full)", "surgical(layer1)"]
+
+
+def test_a_recipe_file_with_a_misspelt_field(tmp_path):
+    (tmp_path/"mine.yaml").write_text("name: mine\nphasse:\n- train: head\n")
+    line = refused(tmp_path, "compare", "digits", "--recipes", "mine.yaml")
+    assert "mine.yaml" in line and "Did you mean 'phases'?" in line and "Known: " in line
+
+
 def test_help_is_quick(tmp_path):
     took = []
     for _ in range(3):
@@ -26,6 +39,9 @@ def test_help_is_quick(tmp_path):
 @pytest.mark.parametrize("args, words", [
     (("compare", "digts"), "Did you mean 'digits'?"),
     (("compare", "digits", "--recipes", "gradul"), "Did you mean 'gradual'?"),
+    (("compare", "digits", "--recipes", "gradual + l2sp"), "Did you mean 'l2_sp'?"),
+    (("compare", "digits", "--recipes", "gradual + lp_ft"), "both set 'phases'"),
+    (("compare", "digits", "--recipes", "full,surgical(layer9)"), "Known: stem, layer1, layer2, layer3, layer4, head"),
     (("compare", "digits", "--labels", 5000), "training labels a class, 5000 asked for"),
     (("compare", "digits", "--labels", "ten"), "neither a whole number"),
     (("compare", "digits", "--seeds", 0), "whole number of at least 1"),

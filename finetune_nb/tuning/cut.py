@@ -12,7 +12,7 @@ import torch.nn as nn
 
 from .sources import LISTS, Unit, head_params, is_norm, is_timm, see_through, structure_units, timm_units
 
-# %% ../../nbs/api/29b_cut.ipynb #a99e5a7c
+# %% ../../nbs/api/29b_cut.ipynb #8a8ede7e
 FEW = 8  # stages
 
 def cut(
@@ -48,6 +48,7 @@ def cut(
     for u in units[:-1] if head else []:
         if u.name == "head": u.name = "neck"
     for u in reversed(units):
+        u.name = u.name or prefix.rstrip(".") or "all"  # a network of one layer
         while u.name in taken: u.name += "'"
         taken.add(u.name)
     return [Unit(u.name, [prefix + n for n in u.params]) for u in units]
