@@ -12,7 +12,7 @@ import finetune_nb
 from .core.errors import FinetuneError, SettingsError
 from .core.settings import PROFILES, SCHEMA, settings
 
-# %% ../nbs/api/90_cli.ipynb #8d2f6ec7
+# %% ../nbs/api/90_cli.ipynb #600683d6
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise SettingsError(f"{self.prog}: {message} (see {self.prog} --help)")
 
@@ -41,11 +41,11 @@ def _parser():
     command("doctor", "Show versions, settings in force, bundled models and free space.")
     command("list", "List what there is.").add_argument("what", choices=["tasks", "models", "recipes"])
     c = command("compare", "Measure recipes against each other on a task; writes table, figures and report.html.")
-    c.add_argument("task", metavar="TASK", help="digits, scripts, or a folder of photos")
+    c.add_argument("task", metavar="TASK", help="digits, scripts, docs, a folder of photos, or a csv file of texts")
     c.add_argument("--recipes", metavar="A,B", help="names, sums (gradual + l2_sp) or .yaml files, separated by commas; default: the basic six")
     c.add_argument("--labels", type=_labels, default=10, metavar="N", help="labelled training images a class, or 'all' (default 10)")
     c.add_argument("--seeds", metavar="K", help="repetitions of every recipe")
-    c.add_argument("--model", default="glyph_resnet", help="bundled name, timm name, or a model's folder (default glyph_resnet)")
+    c.add_argument("--model", help="bundled name, timm or transformers name, or a model's folder (default glyph_resnet for images, docs_lm for texts)")
     c.add_argument("--weights", metavar="FILE", help="safetensors file with the model's weights")
     c.add_argument("--size", type=int, metavar="PIXELS", help="side of the pictures; default: what the model was trained on")
     c.add_argument("--reference", metavar="RECIPE", help="recipe to compare with (default full)")

@@ -42,7 +42,7 @@ def test_two_at_once_do_every_run_once(tmp_path):
     # Each run appends its name to a log when it trains; two processes share one store.
     code = ("import sys, finetune_nb.study.runs as r; from finetune_nb.study.compare import compare\n"
             "train = r._train\n"
-            "def logged(config, place):\n    open(sys.argv[1], 'a').write(r.content_hash(config) + '\\n'); return train(config, place)\n"
+            "def logged(config, *more):\n    open(sys.argv[1], 'a').write(r.content_hash(config) + '\\n'); return train(config, *more)\n"
             "r._train = logged\n"
             "compare('digits', ['full', 'linear_probe'], labels=1, profile='smoke', quiet=True)")
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"log")], env=environment(tmp_path), cwd=tmp_path) for _ in range(2)]

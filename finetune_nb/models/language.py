@@ -6,19 +6,20 @@
 __all__ = ['SPECIALS', 'split_words', 'PieceTokenizer', 'language_model', 'lm_state', 'load_lm_state', 'Streams', 'perplexity',
            'next_pieces']
 
-# %% ../../nbs/api/23z_language.ipynb #2d33ed14
+# %% ../../nbs/api/23z_language.ipynb #e412cb72
 import math, re, unicodedata
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..core.errors import FileError, ModelError
-from ..core.files import content_hash
+from ..core.files import content_hash, write_json
 from ..core.seeds import rng
 
-# %% ../../nbs/api/23z_language.ipynb #75297dc8
+# %% ../../nbs/api/23z_language.ipynb #b9291ccd
 SPECIALS = ("xxunk", "xxpad", "xxbos", "xxmaj", "xxup", "xxrep", "xxpkg")
 _WORDS = re.compile(r"\s*(?:xx(?:unk|pkg)(?![a-zA-Z])|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d|[^\W\d_]+|[^\w\s]|_)")
 
@@ -60,6 +61,10 @@ class PieceTokenizer:
         "The ids of one text, `max_length` of them at most."
         # A token is at least one character, so the tail of a long text need not be looked at.
         return [i for w in split_words(text if max_length is None else text[:40*max_length]) for i in self.pieces(w)][:max_length]
+
+    def save(self, folder):
+        "Write the pieces to vocab.json in `folder`."
+        write_json(Path(folder)/"vocab.json", self.vocab)
 
     def decode(self, ids):
         "Readable text for a list of ids."
@@ -117,7 +122,7 @@ class Streams:
         cut = self.rows[:, at*self.length:(at + 1)*self.length + 1]
         return cut[:, :-1], cut[:, 1:], at == 0
 
-# %% ../../nbs/api/23z_language.ipynb #44b3dc48
+# %% ../../nbs/api/23z_language.ipynb #05a9288d
 @torch.no_grad()
 def perplexity(
     model, # of `language_model`
@@ -130,8 +135,7 @@ def perplexity(
     encoded = sorted((e[:256] for e in encoded if len(e) > 1), key=len)
     for i in range(0, len(encoded), bs):
         part = encoded[i:i + bs]
-        x = torch.full((len(part), len(part[-1])), PieceTokenizer.pad_id)
-        for row, e in zip(x, part): row[:len(e)] = torch.tensor(e)
+        x = torch.nn.utils.rnn.pad_sequence([torch.tensor(e) for e in part], batch_first=True, padding_value=PieceTokenizer.pad_id)
         model[0].bs = len(part); model.reset()
         out, y = model(x[:, :-1])[0], x[:, 1:]
         loss += F.cross_entropy(out.flatten(0, 1), y.flatten(), ignore_index=PieceTokenizer.pad_id, reduction="sum").item(); n += (y != PieceTokenizer.pad_id).sum().item()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TextClassifier', 'AWDClassifier', 'TransformersClassifier', 'create_text_model', 'load_text_model', 'modality_of',
-           'HubTokenizer']
+           'text_ids', 'load_tokenizer', 'HubTokenizer']
 
 # %% ../../nbs/api/24_text_models.ipynb #97b01122
 import json
@@ -160,6 +160,23 @@ def _fill(model, given, path, head):
         raise ModelError(f"{path} does not hold weights for this architecture: of {len(mine)} tensors {what}")
     model.load_state_dict({k: v for k, v in given.items() if not k.startswith(head)}, strict=False)
     return model
+
+# %% ../../nbs/api/24_text_models.ipynb #4339811c
+def text_ids(
+    texts, # list of str
+    input, # `model.kit_config["input"]`
+): # -> int64 [B, L]
+    "A batch for a text classifier."
+    rows = [r or [input["pad_id"]] for r in input["encode"](texts, input["max_length"])]
+    return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=input["pad_id"], padding_side=input["pad_side"])
+
+def load_tokenizer(
+    folder, # where `input["encode"].save(folder)` has written
+): # -> PieceTokenizer or HubTokenizer
+    "The tokeniser kept in a folder."
+    if (Path(folder)/"vocab.json").is_file() and isinstance(v := read_json(Path(folder)/"vocab.json"), list): return PieceTokenizer(v)
+    if not Path(folder).is_dir(): raise ModelError(f"no such folder: {folder}")
+    with _quiet(): return HubTokenizer(_fetch(str(folder), "tokeniser", "yes", lambda: _transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)))
 
 # %% ../../nbs/api/24_text_models.ipynb #b738d4bd
 class HubTokenizer:

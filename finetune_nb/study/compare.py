@@ -18,7 +18,7 @@ from ..core.settings import settings
 from .runs import do_runs, run_config
 from .stats import mean_ci, paired
 
-# %% ../../nbs/api/52_compare.ipynb #bb42b26d
+# %% ../../nbs/api/52_compare.ipynb #9f217878
 SEARCH_SEED = 1000  # rates are chosen with this seed's labels; reported seeds count from 0
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#000000")  # Okabe and Ito, safe for colour-blind readers
 
@@ -52,6 +52,35 @@ class Comparison:
         "Mean test accuracy on each shifted test set, one row a recipe; empty if the task has none."
         import pandas as pd
         return pd.DataFrame([{"recipe": a["recipe"], "test": a["mean"], **{k: float(np.mean(v)) for k, v in a["shifts"].items()}} for a in self.arms if a["shifts"]]).round(4)
+
+    def shift_differences(self):
+        "Each recipe minus the reference on each shifted test set, paired by seed: mean, interval, verdict. Tidy; empty if the task has no shifts."
+        import pandas as pd
+        base, rows = self[self.reference]["shifts"], []
+        for a in self.arms:
+            for shift, acc in a["shifts"].items():
+                if a["recipe"] == self.reference: continue
+                d = paired(acc, base[shift], self.margin)
+                rows.append(dict(recipe=a["recipe"], shift=shift, difference=d["mean"], low=d["ci95"][0], high=d["ci95"][1], verdict=d["verdict"]))
+        return pd.DataFrame(rows, columns=["recipe", "shift", "difference", "low", "high", "verdict"])
+
+    def plot_shifts(self, ax=None):
+        "Differences to the reference on each shifted test set, with paired intervals."
+        import matplotlib.pyplot as plt
+        d = self.shift_differences()
+        names, shifts = list(dict.fromkeys(d.recipe)), list(dict.fromkeys(d["shift"]))
+        if ax is None: ax = plt.subplots(figsize=(8, .28*len(names)*max(1, len(shifts)) + 1), layout="constrained")[1]
+        colour = {a["recipe"]: c for a, c in zip(self.arms, COLOURS * 9)}  # as in the other figures
+        for r in d.itertuples():
+            i = names.index(r.recipe)
+            y = shifts.index(r.shift) + .8*((i + .5)/len(names) - .5)
+            if r.low is not None: ax.plot([100*r.low, 100*r.high], [y, y], color=colour[r.recipe], lw=2.5, solid_capstyle="butt")
+            ax.scatter(100*r.difference, y, color=colour[r.recipe], s=28, zorder=3, marker="os^Dv*"[i % 6], label=r.recipe if r.shift == shifts[0] else None)
+        ax.axvspan(-100*self.margin, 100*self.margin, color="#bbbbbb", alpha=.35, lw=0); ax.axvline(0, color="#444444", lw=.8)
+        ax.set_yticks(range(len(shifts)), shifts); ax.set_ylim(len(shifts) - .5, -.5); ax.grid(axis="x", alpha=.25); ax.legend(fontsize=8)
+        ax.set_xlabel(f"difference to {self.reference}, percentage points (paired, 95 % interval)")
+        ax.set_title(f"{self.task} on changed test images", fontsize=10)
+        return ax
 
     def frame(self):
         "Tidy: one row a run, the search runs included (`part` tells which)."
@@ -119,15 +148,15 @@ def budget_steps(
     bs = min(bs, images)
     return int(np.clip(math.ceil(budget.epochs * images / bs), budget.min_steps, budget.max_steps)), bs
 
-# %% ../../nbs/api/52_compare.ipynb #9a6d11eb
+# %% ../../nbs/api/52_compare.ipynb #4bcbfbc0
 def compare(
-    task, # name of a task, a folder of photos, or a loaded Task that has a name of its own
+    task, # name of a task, a folder of photos, or a csv file of texts
     recipes=None, # names, sums such as "gradual + l2_sp", YAML files or Recipe objects; None for the basic six
-    labels=10, # labelled training images a class; None for all
+    labels=10, # labelled training items a class; None for all
     seeds=None, # number of repetitions; None for the settings'
-    model="glyph_resnet", # as for `pretrained_learner`
+    model=None, # as for `pretrained_learner`
     weights=None, # safetensors file for the model
-    size=None, # side of the pictures in pixels
+    size=None, # side of the pictures in pixels, or tokens of a text at most
     margin=0.01, # differences of at most this do not matter
     reference=None, # recipe to compare with; None for full, or the first
     profile=None, # smoke, fast or full; None for the settings'
@@ -138,10 +167,9 @@ def compare(
     quiet=False, # no progress bar?
 ): # -> Comparison
     "Measure `recipes` against each other on `task`: same labels, same steps, same search for a rate."
-    from finetune_nb.models.catalogue import load_pretrained
     from finetune_nb.recipes.library import BASIC, recipe as find_recipe, search_grid
     from finetune_nb.tasks.load import load_task
-    from finetune_nb.tuning.learner import pick_device
+    from finetune_nb.tuning.learner import DEFAULT_MODELS, pick_device, pretrained_learner
     s = settings(settings_file, seeds=seeds, profile=profile)
     budget = s.budget
     chosen = [find_recipe(r) for r in (recipes or BASIC)]
@@ -150,10 +178,11 @@ def compare(
     reference = reference or ("full" if "full" in names else names[0])
     if reference not in names: raise FinetuneError(f"the reference '{reference}' is not among the recipes {', '.join(names)}")
     # Everything that can be wrong is looked at before the first run.
-    place = dict(store=str(Path(s.cache)/"runs"), task=str(task), model=model, weights=str(weights) if weights else None, skip_bad=skip_bad, offline=s.offline)
     loaded = load_task(task, size, skip_bad)
+    model = model or DEFAULT_MODELS[loaded.modality]
+    place = dict(store=str(Path(s.cache)/"runs"), task=str(task), model=model, weights=str(weights) if weights else None, skip_bad=skip_bad, offline=s.offline)
     steps, bs = budget_steps(len(loaded.budget(labels, 0)), budget, bs)
-    net = load_pretrained(model, len(loaded.classes), weights, any(r.start == "pretrained" for r in chosen), size, s.offline)
+    net = pretrained_learner(loaded, model, weights, any(r.start == "pretrained" for r in chosen), labels, 0, bs, size, offline=s.offline).model
     # Gradual unfreezing needs a step for each group; then all arms get it.
     steps = max(steps, *(_least_steps(r, net) for r in chosen))
     for r in chosen: search_grid(r, budget.rates)

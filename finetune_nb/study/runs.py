@@ -15,7 +15,7 @@ import finetune_nb
 from ..core.errors import FinetuneError
 from ..core.files import content_hash, read_json, sha256, write_json
 
-# %% ../../nbs/api/51_runs.ipynb #6d3e5550
+# %% ../../nbs/api/51_runs.ipynb #0ec8a588
 @lru_cache(1)
 def code_hash():
     "A hash of the modules a result depends on: a change of code makes a new run instead of reusing an old one."
@@ -24,7 +24,7 @@ def code_hash():
     return content_hash([[p.relative_to(root).as_posix(), sha256(p)] for f in floors for p in sorted((root/f).rglob("*.py"))])
 
 def run_config(
-    task, # a loaded Task
+    task, # a loaded task
     recipe, # a Recipe with its rate
     labels, # labelled training images a class; None for all
     seed, # of labels, batches and classifier

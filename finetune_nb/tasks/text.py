@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BYTES', 'Texts', 'pad_rows', 'byte_encode', 'byte_decode', 'TextDataset', 'TextTask', 'typos', 'text_csv']
 
-# %% ../../nbs/api/17_text.ipynb #f89a4492
+# %% ../../nbs/api/17_text.ipynb #7af17fe5
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from fastai.data.transforms import Category
 from fastai.torch_core import TitledStr
 from fastai.text.data import TensorText
+from torch.nn.utils.rnn import pad_sequence
 
 from ..core.errors import TaskError
 from ..core.files import content_hash
@@ -21,7 +22,7 @@ from ..core.seeds import rng
 from .folder import _complete
 from .task import SPLITS, BaseTask, MemoryItems
 
-# %% ../../nbs/api/17_text.ipynb #c588dd08
+# %% ../../nbs/api/17_text.ipynb #9872e14f
 class Texts:
     "Texts held in memory, encoded once for each tokeniser."
     def __init__(self, texts): self.texts, self._encoded = list(texts), {}
@@ -45,11 +46,7 @@ def pad_rows(
     pad_side="right", # or "left"
 ): # -> int64 [B, L], L the longest row's length
     "Rows of ids as one tensor."
-    out = torch.full((len(rows), max(map(len, rows))), pad_id)
-    for to, ids in zip(out, rows):
-        if pad_side == "right": to[:len(ids)] = torch.tensor(ids)
-        else: to[len(to) - len(ids):] = torch.tensor(ids)
-    return out
+    return pad_sequence([torch.as_tensor(r) for r in rows], batch_first=True, padding_value=pad_id, padding_side=pad_side)
 
 # %% ../../nbs/api/17_text.ipynb #de9df645
 def byte_encode(texts, max_length=None): return [[b + 1 for b in t.encode()[:max_length]] for t in texts]

@@ -26,7 +26,7 @@ def is_norm(
     if any(True for _ in module.children()) or not (module._parameters or module._buffers): return False
     return type(module).__name__.rstrip("123d").endswith("Norm") or type(module).__name__.startswith(("FrozenBatchNorm", "BatchNormAct", "LayerNormAct", "GroupNormAct"))
 
-# %% ../../nbs/api/29_sources.ipynb #f76ac4b6
+# %% ../../nbs/api/29_sources.ipynb #881d1086
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 def see_through(
@@ -38,7 +38,7 @@ def see_through(
         kids = [(n, m) for n, m in inner.named_children() if _owns(m)]
         if len(kids) != 1: break
         prefix, inner = f"{prefix}{kids[0][0]}.", kids[0][1]
-        if not isinstance(inner, LISTS): out = prefix, inner  # a list of layers keeps its name
+        if type(inner) not in LISTS: out = prefix, inner  # a plain list of layers keeps its name
     return out
 
 def _owns(m): return any(True for _ in m.parameters())
