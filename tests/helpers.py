@@ -1,6 +1,7 @@
 "What several test files need."
-import io, os, subprocess, sys
-from contextlib import chdir, redirect_stderr, redirect_stdout
+import hashlib, io, json, os, subprocess, sys, threading
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from unittest.mock import patch
 
@@ -36,3 +37,44 @@ def without_times(summary):
     "A summary with what may differ between two equal runs taken out."
     if isinstance(summary, dict): return {k: without_times(v) for k, v in summary.items() if k not in ("seconds", "train_seconds", "cost", "files")}
     return [without_times(v) for v in summary] if isinstance(summary, list) else summary
+
+
+@contextmanager
+def hub(repository, files):
+    "A server on this machine that answers as the Hugging Face hub does, with one model (`files`: name -> bytes). Gives (address, the list of paths that were asked for)."
+    commit, asked = "0"*40, []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self): self.answer(False)
+        def do_GET(self): self.answer(True)
+        def log_message(self, *a): pass
+        def content(self):
+            path = self.path.split("?")[0]
+            if path.startswith(f"/api/models/{repository}"):
+                if "/tree/" in path: return json.dumps([dict(type="file", path=f, size=len(c), oid=commit) for f, c in files.items()]).encode()
+                return json.dumps(dict(id=repository, modelId=repository, sha=commit, tags=[], siblings=[dict(rfilename=f) for f in files])).encode()
+            for start in (f"/{repository}/resolve/main/", f"/{repository}/resolve/{commit}/"):
+                if path.startswith(start): return files.get(path.removeprefix(start))
+        def answer(self, body):
+            asked.append(self.path)
+            content = self.content()
+            self.send_response(404 if content is None else 200)
+            if content is None: self.send_header("X-Error-Code", "EntryNotFound" if self.path.startswith(f"/{repository}/") else "RepoNotFound")
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
+            self.send_header("X-Repo-Commit", commit)
+            self.end_headers()
+            if body: self.wfile.write(content or b"")
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: yield f"http://127.0.0.1:{server.server_port}", asked
+    finally: server.shutdown()
+
+
+def with_hub(tmp, endpoint, code):
+    "What `code` prints in a process whose hub is at `endpoint` and whose hub cache lies in `tmp`."
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180,
+                          env=environment(tmp, HF_ENDPOINT=endpoint, HF_HOME=str(Path(tmp)/"hf"), HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1"))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

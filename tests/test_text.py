@@ -1,6 +1,5 @@
 "Transformers classifiers on the kit's engine: rates, freezing, padding, loading from folders and from a hub on this machine."
-import hashlib, json, subprocess, sys, threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import json, sys
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from finetune_nb.models.text import load_text_model
 from finetune_nb.recipes.fit import fit_recipe
 from finetune_nb.tasks.text import Texts, TextTask, pad_rows
 from finetune_nb.tuning.learner import evaluate, pretrained_learner
-from tests.helpers import environment
+from tests.helpers import hub as serve, with_hub
 
 KINDS = ("bert", "gpt2", "llama")
 WORDS = [["warm", "sunny", "southern", "mild"], ["cold", "snowy", "northern", "icy"]]
@@ -35,7 +34,8 @@ def folders(tmp_path_factory):
     "kind -> folder with a tiny model and a tokeniser trained on the spot, as their libraries save them."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     root, rows = tmp_path_factory.mktemp("models"), texts(60)[0].texts
-    small = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+    # Wide enough, and without dropout, to be learnt from in a few steps.
+    small = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64, initializer_range=.15)
     for kind in KINDS:
         torch.manual_seed(0)
         if kind == "bert":
@@ -43,12 +43,12 @@ def folders(tmp_path_factory):
             raw.train_from_iterator(rows, trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"]))
             raw.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
             tok = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
-            model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=len(tok), num_labels=5, **small))
+            model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=len(tok), num_labels=5, hidden_dropout_prob=0., **small))
         else:  # no filler: the kit has to use the end-of-text token
             raw = Tokenizer(models.BPE()); raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
             raw.train_from_iterator(rows, trainers.BpeTrainer(vocab_size=350, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
             tok = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", padding_side="left")
-            if kind == "gpt2": model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=len(tok), n_embd=32, n_layer=3, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0))
+            if kind == "gpt2": model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=len(tok), n_embd=32, n_layer=3, n_head=2, n_positions=64, initializer_range=.15, bos_token_id=0, eos_token_id=0))
             else: model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(tok), num_key_value_heads=1, bos_token_id=0, eos_token_id=0, **small))
         model.save_pretrained(root/kind); tok.save_pretrained(root/kind)
     return {k: root/k for k in KINDS}
@@ -56,17 +56,24 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["discriminative", "gradual"])
-def test_recorded_rates_are_the_planned_ones_and_the_loss_falls(task, folders, kind, name):
+def test_recorded_rates_are_the_planned_ones(task, folders, kind, name):
     learn = pretrained_learner(task, str(folders[kind]), seed=0, bs=16, device="cpu")
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     trace = fit_recipe(learn, name, steps=36, lr=1e-2)
     assert len(learn.groups) > 3 and learn.groups[-1].name == "head"
     np.testing.assert_allclose(trace.rates, trace.plan.rates, rtol=1e-9)
-    assert trace.losses[-6:].mean() < trace.losses[:6].mean()
     for g in learn.groups: assert any(not torch.equal(p, before[n]) for n, p in g.named_params), f"{g.name} did not move"
     if name == "discriminative":
         low, top = trace.rates[10, 0], trace.rates[10, -1]
         assert np.isclose(top/low, 2.6**(len(learn.groups) - 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns(task, folders, kind):
+    learn = pretrained_learner(task, str(folders[kind]), seed=0, bs=16, device="cpu")
+    before = evaluate(learn, "train")["loss"]
+    fit_recipe(learn, "full", steps=60, lr=1e-2)
+    assert evaluate(learn, "train")["loss"] < before - .1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,50 +125,20 @@ def test_code_from_the_hub_is_never_run(folders, tmp_path):
     shutil.copytree(folders["bert"], tmp_path/"m")
     config = json.loads((tmp_path/"m"/"config.json").read_text()) | {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForSequenceClassification": "evil.Model"}}
     (tmp_path/"m"/"config.json").write_text(json.dumps(config))
-    (tmp_path/"m"/"evil.py").write_text("open('/tmp/ran', 'w')\nclass Config: pass\nclass Model: pass\n")
+    (tmp_path/"m"/"evil.py").write_text(f"open({str(tmp_path/'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
     with pytest.raises(ModelError, match="needs code of its own") as e: load_text_model(str(tmp_path/"m"), 2)
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(e.value) and not (tmp_path/"ran").exists()
 
 
 @pytest.fixture
 def hub(folders):
-    "A hub with one model, kit/winds; `asked` collects the paths that were requested."
-    files = {p.name: p.read_bytes() for p in folders["bert"].iterdir()}
-
-    class Handler(BaseHTTPRequestHandler):
-        asked = []
-        def do_HEAD(self): self.answer(False)
-        def do_GET(self): self.answer(True)
-        def log_message(self, *a): pass
-        def answer(self, body):
-            self.asked.append(self.path)
-            name = self.path.split("?")[0].removeprefix("/kit/winds/resolve/main/").removeprefix(f"/kit/winds/resolve/{'0'*40}/")
-            content = files.get(name, b"")
-            if name.startswith("/api/models/kit/winds"):  # the tokeniser's loader asks what there is
-                listing = [dict(type="file", path=f, size=len(c), oid="0"*40) for f, c in files.items()]
-                name, content = "config.json", json.dumps(listing if "/tree/" in name else dict(id="kit/winds", modelId="kit/winds", sha="0"*40, tags=[], siblings=[dict(rfilename=f) for f in files])).encode()
-            self.send_response(200 if name in files else 404)
-            if name not in files: self.send_header("X-Error-Code", "EntryNotFound" if self.path.startswith("/kit/winds/") else "RepoNotFound")
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", "0"*40)
-            self.end_headers()
-            if body: self.wfile.write(content)
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", Handler.asked
-    server.shutdown()
+    with serve("kit/winds", {p.name: p.read_bytes() for p in folders["bert"].iterdir()}) as found: yield found
 
 
 def load(tmp, endpoint, offline="auto", name="kit/winds"):
-    code = (f"from finetune_nb.models.text import load_text_model\nfrom finetune_nb.core.errors import FinetuneError\n"
+    return with_hub(tmp, endpoint, f"from finetune_nb.models.text import load_text_model\nfrom finetune_nb.core.errors import FinetuneError\n"
             f"try: m = load_text_model('{name}', 3, offline='{offline}'); print(m.model.classifier.out_features, m.kit_config['input']['encode'](['warm wind'], 9)[0][0])\n"
             f"except FinetuneError as e: print('refused:', e)")
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=180,
-                          env=environment(tmp, HF_ENDPOINT=endpoint, HF_HOME=str(tmp/"hf"), HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1"))
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def test_a_hub_name_loads_once_then_from_its_cache(tmp_path, hub):

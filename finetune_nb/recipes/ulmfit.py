@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TARGET', 'ARMS', 'load_lm', 'StreamLoader', 'lm_learner', 'target_lm', 'fit_lm', 'fit_ulmfit', 'run_arms']
 
-# %% ../../nbs/api/44_ulmfit.ipynb #4735a673
+# %% ../../nbs/api/44_ulmfit.ipynb #0d2db78e
 import time
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
+from fastai.text.models.awdlstm import awd_lstm_lm_split
 
 from ..core.errors import ModelError, RecipeError, unknown_name
 from ..core.files import content_hash, load_tensors, read_json, save_tensors, sha256
@@ -24,11 +25,13 @@ from ..core.settings import settings
 from ..models.architecture import compute_threads
 from ..models.catalogue import BUNDLED, bundled
 from ..models.language import PieceTokenizer, Streams, language_model, load_lm_state, lm_state, perplexity
-from .fit import FollowPlan, fit_recipe
+from .fit import fit_recipe
+from .follow import FollowPlan
 from .library import recipe as find_recipe, search_grid
-from .recipe import Recipe, make_plan
+from .plan import make_plan
+from .recipe import Recipe
 from ..tasks.load import load_task
-from ..tuning.groups import layer_groups, splitter
+from ..tuning.groups import layer_groups
 from ..tuning.learner import adamw, evaluate, pretrained_learner
 
 # %% ../../nbs/api/44_ulmfit.ipynb #e8c255a1
@@ -44,7 +47,7 @@ def load_lm(
     except (KeyError, TypeError): raise ModelError(f"'{model}' is not a language model of the kit; use docs_lm") from None
     return load_lm_state(net, load_tensors(weights or folder/"model.safetensors")[0]), tok
 
-# %% ../../nbs/api/44_ulmfit.ipynb #7fb46b59
+# %% ../../nbs/api/44_ulmfit.ipynb #d0c9daf0
 class StreamLoader(DataLoader):
     "A fastai loader over `Streams`; every pass is the next epoch."
     def __init__(self, streams):
@@ -70,9 +73,10 @@ def lm_learner(
     set_seed(seed)
     net, tok = load_lm(model, drop_mult=drop_mult)
     dl = StreamLoader(Streams(tok(texts, longest), streams, length, seed))
-    learn = Learner(DataLoaders(dl, dl), net, loss_func=CrossEntropyLossFlat(), opt_func=adamw, splitter=splitter(), train_bn=False,
+    learn = Learner(DataLoaders(dl, dl), net, loss_func=CrossEntropyLossFlat(), opt_func=adamw, splitter=awd_lstm_lm_split, train_bn=False,
                     cbs=[ModelResetter(), RNNCallback(), RNNRegularizer(alpha=2., beta=1.), GradientClip(.5)])
-    learn.groups, learn.tok = layer_groups(net), tok
+    learn.groups, learn.tok = layer_groups(net, splitter=awd_lstm_lm_split), tok
+    for g, name in zip(learn.groups, [*(f"rnns.{i}" for i in range(len(learn.groups) - 1)), "words"]): g.name = name
     return learn
 
 def target_lm(
@@ -87,7 +91,7 @@ def target_lm(
     "Stage 2: fine-tune the language model on the task's texts, once for a task; `weights` is the file for stage 3."
     if task.modality != "text": raise RecipeError(f"task '{task.name}' is made of images; ULMFiT reads texts")
     base = (BUNDLED/model if model in bundled() else Path(model).expanduser())/"model.safetensors"
-    name = content_hash(dict(form=1, data=task.data_hash, base=sha256(base), epochs=epochs, lr=lr, steps=steps, seed=seed, recipe=TARGET.to_dict()))
+    name = content_hash(dict(form=2, data=task.data_hash, base=sha256(base), epochs=epochs, lr=lr, steps=steps, seed=seed, recipe=TARGET.to_dict()))
     file = Path(cache or Path(settings()["cache"])/"target_lm")/f"{name}.safetensors"
     if not file.is_file():
         began, texts = time.perf_counter(), task.texts["train"].texts

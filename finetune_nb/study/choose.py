@@ -21,7 +21,7 @@ from .compare import COLOURS, SEARCH_SEED, budget_steps
 from .runs import code_hash, do_runs, model_id, run_config
 from .stats import mean_ci
 
-# %% ../../nbs/api/54_choose.ipynb #50eba36c
+# %% ../../nbs/api/54_choose.ipynb #6f2fb184
 def look(
     task, # a loaded Task
     model, # a network with .kit_config, forward_features and forward_head: any timm model
@@ -34,7 +34,7 @@ def look(
     from finetune_nb.tuning.score import eval_mode
     if not hasattr(model, "forward_head"): raise ModelError(f"'{model.kit_config['name']}' gives no features to look at: it has no forward_head, which every timm model has")
     want = model.kit_config["input"]
-    data = task.dataset("train", want["channels"], want["size"], task.budget(labels, seed))
+    data = task.dataset("train", want, task.budget(labels, seed))
     mean, std = [torch.tensor(want[k]).view(1, -1, 1, 1) for k in ("mean", "std")]
     fs, ps = [], []
     with compute_threads(threads_for(model)), eval_mode(model):
@@ -133,7 +133,7 @@ def rank_agreement(
     return dict(tau=float(found), ci95=[float(low), float(high)], weighted_tau=float(np.mean([weightedtau(t, row)[0] for row in x])), p=float(p), n=n,
                 verdict=("ranks" if found > 0 else "ranks backwards") if shown else "no relation shown")
 
-# %% ../../nbs/api/54_choose.ipynb #c0ced4a4
+# %% ../../nbs/api/54_choose.ipynb #5b387cd1
 NAIVE = {"parameters": "number of parameters", "source_accuracy": "pre-training accuracy", "one_fine_tuning": "one fine-tuning"}
 
 @dataclass
@@ -236,7 +236,7 @@ def choose_study(
     from finetune_nb.core.progress import progress
     from finetune_nb.models.catalogue import load_pretrained
     from finetune_nb.recipes.library import recipe as find_recipe, search_grid
-    from finetune_nb.recipes.recipe import make_plan
+    from finetune_nb.recipes.plan import make_plan
     from finetune_nb.tasks.load import load_task
     from finetune_nb.tuning.groups import layer_groups
     from finetune_nb.tuning.learner import pick_device
