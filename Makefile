@@ -27,8 +27,12 @@ lab: $(READY)  ## open JupyterLab on the first tutorial
 check: $(READY)  ## export and clean leave no difference, README in step
 	@$(BIN)/python scripts/check.py
 
-pretrained: $(READY)  ## remake the bundled checkpoint; interrupt it at will, the same command goes on
-	@$(BIN)/python -m finetune_nb.pretraining.glyph_resnet
+pretrained: $(READY)  ## remake the bundled checkpoints; interrupt it at will, the same command goes on
+	@$(BIN)/python -m finetune_nb.pretraining.glyph_resnet --out build/pretrained/glyph_resnet
+	@$(BIN)/python -m finetune_nb.pretraining.zoo --out build/pretrained
+	@$(BIN)/python -m finetune_nb.pretraining.docs_lm --out build/pretrained/docs_lm
+	cp -r build/pretrained/. finetune_nb/models/checkpoints
+	rm -r build/pretrained
 
 readme: $(READY)  ## make README.md from nbs/index.ipynb
 	@$(BIN)/python scripts/readme.py

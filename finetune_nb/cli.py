@@ -12,7 +12,7 @@ import finetune_nb
 from .core.errors import FinetuneError, SettingsError
 from .core.settings import PROFILES, SCHEMA, settings
 
-# %% ../nbs/api/90_cli.ipynb #600683d6
+# %% ../nbs/api/90_cli.ipynb #e1c59a7a
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise SettingsError(f"{self.prog}: {message} (see {self.prog} --help)")
 
@@ -39,7 +39,11 @@ def _parser():
         c.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
         return c
     command("doctor", "Show versions, settings in force, bundled models and free space.")
-    command("list", "List what there is.").add_argument("what", choices=["tasks", "models", "recipes"])
+    c = command("list", "List what there is.")
+    c.add_argument("what", choices=["tasks", "models", "recipes"])
+    c.add_argument("--pattern", help="models: names to look for everywhere, such as 'mobilenet*'; default: the bundled ones")
+    c.add_argument("--source", help="models: bundled, timm or huggingface")
+    c.add_argument("--measure", action="store_true", help="models: count parameters and multiply-adds, half a second each")
     c = command("compare", "Measure recipes against each other on a task; writes table, figures and report.html.")
     c.add_argument("task", metavar="TASK", help="digits, scripts, docs, a folder of photos, or a csv file of texts")
     c.add_argument("--recipes", metavar="A,B", help="names, sums (gradual + l2_sp) or .yaml files, separated by commas; default: the basic six")
@@ -55,7 +59,7 @@ def _parser():
     c.add_argument("--skip-bad", action="store_true", help="leave unreadable photos out instead of stopping")
     return p
 
-# %% ../nbs/api/90_cli.ipynb #d49e3260
+# %% ../nbs/api/90_cli.ipynb #c8c75498
 def _compare(a):
     from pathlib import Path
     s = settings(a.settings, profile=a.profile, seeds=a.seeds)
@@ -73,6 +77,7 @@ def _compare(a):
 
 def _list(a):
     import pandas as pd
+    if a.what != "models" and (a.pattern or a.source or a.measure): raise SettingsError(f"--pattern, --source and --measure are for models, not for {a.what}")
     if a.what == "tasks":
         from finetune_nb.tasks.load import TASKS, load_task
         rows = [dict(task=n, classes=len(t.classes), **{s: len(t.labels[s]) for s in ("train", "valid", "test")}, max_labels=t.max_labels, source=t.source, licence=t.licence)
@@ -82,23 +87,24 @@ def _list(a):
         rows = recipes_table().reset_index().to_dict("records")
     else:
         from finetune_nb.models.catalogue import list_models
-        rows = list_models().to_dict("records")
+        rows = json.loads(list_models(a.pattern, a.source, a.measure).to_json(orient="records"))
     if a.json: return {a.what: rows}
-    print(pd.DataFrame(rows).to_string(index=False))
+    print(pd.DataFrame(rows).to_string(index=False) if rows else f"no {a.what[:-1]} matches '{a.pattern}'")
 
 def _doctor(a):
     import platform, shutil
     from importlib.metadata import PackageNotFoundError, version
     from pathlib import Path
     from finetune_nb.core.files import read_json, sha256
+    from finetune_nb.models.load import BUNDLED, bundled
     s = settings(a.settings)
     def found(p):
         try: return version(p)
         except PackageNotFoundError: return "missing"
     models = {}
-    for config in sorted((Path(finetune_nb.__file__).parent/"models"/"checkpoints").glob("*/config.json")):
-        weights = config.parent/"model.safetensors"
-        models[config.parent.name] = "whole" if weights.is_file() and sha256(weights) == read_json(config)["sha256"] else "damaged"
+    for name in bundled():
+        weights = BUNDLED/name/"model.safetensors"
+        models[name] = "whole" if weights.is_file() and sha256(weights) == read_json(BUNDLED/name/"config.json")["sha256"] else "damaged"
     near = next(p for p in (Path(s.cache), *Path(s.cache).parents) if p.exists())
     facts = dict(finetune_nb=finetune_nb.__version__, python=platform.python_version(), system=platform.platform(terse=True), cores=os.cpu_count(),
                  packages={p: found(p) for p in ("torch", "torchvision", "fastai", "timm", "jupyterlab", "nbdev")}, models=models,

@@ -7,10 +7,10 @@ import torch
 
 from finetune_nb.core.files import content_hash, load_tensors, read_json, sha256
 from finetune_nb.models.bundle import load_bundle, save_bundle
-from finetune_nb.models.catalogue import BUNDLED, bundled, load_pretrained
+from finetune_nb.models.load import BUNDLED, bundled, load_pretrained
 from finetune_nb.models.scores import SCORES, transfer_score
 from finetune_nb.pretraining.zoo import ZOO, card
-from finetune_nb.study.choose import look, rank_models
+from finetune_nb.study.rank import look, rank_models
 from finetune_nb.tasks.load import load_task
 from tests.helpers import environment
 

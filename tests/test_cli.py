@@ -4,7 +4,7 @@ import json, os, shutil, signal, subprocess, sys, time
 import pytest
 from PIL import Image
 
-from finetune_nb.models.catalogue import BUNDLED
+from finetune_nb.models.load import BUNDLED
 from tests.helpers import ROOT, SMALL, cli, environment, refused
 
 

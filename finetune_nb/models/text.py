@@ -6,7 +6,7 @@
 __all__ = ['TextClassifier', 'AWDClassifier', 'TransformersClassifier', 'create_text_model', 'load_text_model', 'modality_of',
            'text_ids', 'load_tokenizer', 'HubTokenizer']
 
-# %% ../../nbs/api/24_text_models.ipynb #97b01122
+# %% ../../nbs/api/24_text_models.ipynb #086ebac1
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core.errors import FileError, ModelError, unknown_name
-from ..core.files import content_hash, load_tensors, read_json, sha256
-from .catalogue import BUNDLED, bundled
+from ..core.errors import ModelError, unknown_name
+from ..core.files import content_hash, read_json
+from .load import fill, model_folder, read_weights
 from .language import PieceTokenizer
 
 # %% ../../nbs/api/24_text_models.ipynb #ba3e4da1
@@ -97,7 +97,7 @@ def _quiet():
         log.set_verbosity(level)
         if bars: log.enable_progress_bar()
 
-# %% ../../nbs/api/24_text_models.ipynb #129a2b66
+# %% ../../nbs/api/24_text_models.ipynb #f47ae50e
 def load_text_model(
     name, # "docs_lm", a folder (of the kit or of transformers), or a hub name such as "distilbert-base-uncased"
     num_classes, # outputs of the new classifier
@@ -107,7 +107,7 @@ def load_text_model(
     offline="auto", # "yes" never asks the network
 ): # -> TextClassifier with .kit_config
     "Build the text classifier `name` with a new head and its pre-trained weights."
-    folder = BUNDLED/name if name in bundled() else Path(name).expanduser()
+    folder = model_folder(name)
     config = read_json(folder/"config.json") if (folder/"config.json").is_file() else None
     if config is None and folder.is_dir(): raise ModelError(f"{folder} has no config.json; a model folder holds config.json, model.safetensors and the tokeniser's files")
     if modality_of(name) == "image": raise ModelError(f"'{name}' looks at images, not at texts; use docs_lm, a transformers folder or a hub name")
@@ -119,7 +119,7 @@ def modality_of(
     name, # as for `load_text_model`
 ): # -> "image", "text" or None if that cannot be told from here
     "What a bundled model or a model folder looks at."
-    folder = BUNDLED/name if name in bundled() else Path(name).expanduser()
+    folder = model_folder(name)
     if not (folder/"config.json").is_file(): return _timm_name(str(name))
     config = read_json(folder/"config.json")
     if not isinstance(config, dict): return None
@@ -138,28 +138,10 @@ def _load_awd(folder, config, num_classes, weights, pretrained, size):
     model.kit_config = dict(name=folder.name, modality="text", architecture=arch, num_classes=num_classes,
                             input=dict(encode=tok, decode=tok.decode, pad_id=tok.pad_id, pad_side="right", max_length=length, key=tok.key))
     if not pretrained: return model
-    file = Path(weights).expanduser() if weights else folder/"model.safetensors"
-    if not weights and sha256(file) != config.get("sha256"): raise ModelError(f"{file} is damaged: its SHA-256 is not the one on record. Install the kit again or run its pre-training")
-    tensors = _tensors(file)
+    file = weights or folder/"model.safetensors"
+    tensors = read_weights(file, None if weights else config.get("sha256"))
     # The classifier's encoder is the language model's; the decoder's bias has no place in it.
-    given = {"model.0.module." + k[2:]: v.float() for k, v in tensors.items() if k.startswith("0.")}
-    return _fill(model, given, file, head="model.1.")
-
-def _tensors(path):
-    if path.suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt"): raise ModelError(f"{path} is a pickle, which can run any code when loaded. Convert it to safetensors where it came from")
-    try: return load_tensors(path)[0]
-    except FileError as e: raise ModelError(str(e)) from None
-
-def _fill(model, given, path, head):
-    "Load weights name by name; whatever does not fit below the head is an error."
-    mine = model.state_dict()
-    wrong = [k for k, v in given.items() if not k.startswith(head) and (k not in mine or mine[k].shape != v.shape)]
-    missing = [k for k in mine if not k.startswith(head) and k not in given]
-    if wrong or missing:
-        what = "; ".join(f"{len(ks)} {how}, such as '{ks[0]}'" for ks, how in ((wrong, "that do not fit"), (missing, "missing")) if ks)
-        raise ModelError(f"{path} does not hold weights for this architecture: of {len(mine)} tensors {what}")
-    model.load_state_dict({k: v for k, v in given.items() if not k.startswith(head)}, strict=False)
-    return model
+    return fill(model, {"model.0.module." + k[2:]: v for k, v in tensors.items() if k.startswith("0.")}, file, ["model.1."])
 
 # %% ../../nbs/api/24_text_models.ipynb #4339811c
 def text_ids(
@@ -178,7 +160,7 @@ def load_tokenizer(
     if not Path(folder).is_dir(): raise ModelError(f"no such folder: {folder}")
     with _quiet(): return HubTokenizer(_fetch(str(folder), "tokeniser", "yes", lambda: _transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)))
 
-# %% ../../nbs/api/24_text_models.ipynb #b738d4bd
+# %% ../../nbs/api/24_text_models.ipynb #280705b8
 class HubTokenizer:
     "A transformers tokeniser behind the kit's call."
     def __init__(self, tok):
@@ -209,10 +191,9 @@ def _load_transformers(source, name, num_classes, weights, pretrained, size, off
         else: model = _fetch(source, "architecture", offline, lambda: transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
     body = model.base_model_prefix + "."
     if weights and pretrained:
-        given, path = _tensors(Path(weights).expanduser()), Path(weights)
-        fit = {k if k.startswith(body) or k in model.state_dict() else body + k: v.float() for k, v in given.items()}
-        heads = tuple(k for k in model.state_dict() if not k.startswith(body))
-        _fill(model, {k: v for k, v in fit.items() if k.startswith(body)}, path, heads or ("\0",))
+        names = model.state_dict()
+        given = {k if k.startswith(body) or k in names else body + k: v for k, v in read_weights(weights).items()}
+        fill(model, given, weights, [k for k in {**names, **given} if not k.startswith(body)])
     _new_head(model)
     limits = [n for n in (tok.model_max_length, getattr(config, "max_position_embeddings", None)) if n and n < 10**6]
     length = min([size or 128, *limits])

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['DATA', 'ZOO', 'zoo_chars', 'make', 'card', 'main']
 
-# %% ../../nbs/pretraining/02_zoo.ipynb #5210fbb5
+# %% ../../nbs/pretraining/02_zoo.ipynb #971ed79d
 import json, sys, unicodedata
 from pathlib import Path
 
 from ..core.errors import FinetuneError, unknown_name
 from ..core.files import read_json
-from ..models.catalogue import BUNDLED
+from ..models.load import BUNDLED
 from .glyph_resnet import pretrain
 from ..tasks.glyphs import pretraining_chars
 
@@ -84,7 +84,7 @@ classifier, which the file keeps.
 - **sha256 of model.safetensors.** {sha256}
 """
 
-# %% ../../nbs/pretraining/02_zoo.ipynb #2f2117e7
+# %% ../../nbs/pretraining/02_zoo.ipynb #83cb5c87
 def main():
     "Remake the zoo; finished networks are left alone."
     import argparse, torch
@@ -99,7 +99,7 @@ def main():
             print(f"{name}: {ZOO[name]['steps'] if name in ZOO else 0} steps into {Path(a.out)/name}", file=sys.stderr)
             print(json.dumps({"name": name} | make(name, a.out)), flush=True)
     except KeyboardInterrupt: print("interrupted; the same command goes on from the last save", file=sys.stderr); return 130
-    except FinetuneError as e: print(e, file=sys.stderr); return 2
+    except FinetuneError as e: print(f"error: {e}", file=sys.stderr); return e.exit_code
     return 0
 
 # %% ../../nbs/pretraining/02_zoo.ipynb #975aa2bc

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TARGET', 'ARMS', 'load_lm', 'StreamLoader', 'lm_learner', 'target_lm', 'fit_lm', 'fit_ulmfit', 'run_arms']
 
-# %% ../../nbs/api/44_ulmfit.ipynb #0d2db78e
+# %% ../../nbs/api/44_ulmfit.ipynb #cc5104ea
 import time
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..core.files import content_hash, load_tensors, read_json, save_tensors, sh
 from ..core.seeds import rng, set_seed
 from ..core.settings import settings
 from ..models.architecture import compute_threads
-from ..models.catalogue import BUNDLED, bundled
+from ..models.load import BUNDLED, bundled
 from ..models.language import PieceTokenizer, Streams, language_model, load_lm_state, lm_state, perplexity
 from .fit import fit_recipe
 from .follow import FollowPlan

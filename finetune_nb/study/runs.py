@@ -15,7 +15,7 @@ import finetune_nb
 from ..core.errors import FinetuneError
 from ..core.files import content_hash, read_json, sha256, write_json
 
-# %% ../../nbs/api/51_runs.ipynb #0ec8a588
+# %% ../../nbs/api/51_runs.ipynb #789864df
 @lru_cache(1)
 def code_hash():
     "A hash of the modules a result depends on: a change of code makes a new run instead of reusing an old one."
@@ -45,7 +45,7 @@ def run_config(
 
 def model_id(model):
     "The model's name; for a folder and for bundled ones its weights' hash too."
-    from finetune_nb.models.catalogue import BUNDLED
+    from finetune_nb.models.load import BUNDLED
     for folder in (BUNDLED/model, Path(model).expanduser()):
         if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
     return model

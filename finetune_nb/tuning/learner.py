@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT_MODELS', 'adamw', 'pick_device', 'pretrained_learner', 'evaluate']
 
-# %% ../../nbs/api/34_learner.ipynb #b8458881
+# %% ../../nbs/api/34_learner.ipynb #0ccab8d7
 from functools import partial
 
 import fastai.callback.progress, fastai.callback.schedule  # they give Learner its bars and fit_one_cycle
@@ -18,7 +18,7 @@ from fastai.optimizer import OptimWrapper
 from ..core.errors import ModelError
 from ..core.seeds import set_seed
 from ..models.architecture import compute_threads, threads_for, to_fast_layout
-from ..models.catalogue import load_pretrained
+from ..models.load import load_pretrained
 from ..models.text import load_text_model, modality_of
 from ..tasks.task import BaseTask
 from .groups import layer_groups, splitter

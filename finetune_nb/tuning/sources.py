@@ -6,14 +6,14 @@
 __all__ = ['NORMS', 'LISTS', 'HEADS', 'is_norm', 'see_through', 'is_timm', 'is_transformers', 'head_params', 'Unit', 'timm_units',
            'name_lists', 'structure_units']
 
-# %% ../../nbs/api/29_sources.ipynb #c4914fa4
+# %% ../../nbs/api/29_sources.ipynb #142c7980
 from collections import Counter
 from dataclasses import dataclass, field
 
 import torch.nn as nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..models.catalogue import classifier_names
+from ..models.load import classifier_names
 
 # %% ../../nbs/api/29_sources.ipynb #b4da33f5
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, getattr(nn, "RMSNorm", nn.LayerNorm))
