@@ -178,8 +178,8 @@ class NotebookProcess:
         return self.process.exitcode
 
     def stop(self):
-        if self.process is None or not self.process.is_alive(): return
-        # The process leads a group of its own, so its children go with it.
+        if self.process is None: return
+        # The process leads a group of its own, so its children go with it, also when it has died before them.
         if hasattr(os, "killpg"):
             try: os.killpg(self.process.pid, signal.SIGKILL)
             except ProcessLookupError: self.process.kill()

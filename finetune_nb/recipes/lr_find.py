@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUGGEST', 'RateTest', 'lr_find']
 
-# %% ../../nbs/api/43_lr_find.ipynb #4e8128f1
+# %% ../../nbs/api/43_lr_find.ipynb #a5f3b701
 import math
 import random
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ import torch
 from fastai.callback.core import CancelFitException
 from fastai.callback.schedule import minimum, steep, valley
 
+from ..core.colours import COLOURS
 from ..core.errors import RecipeError, unknown_name
 from ..core.seeds import rng
 from ..models.architecture import compute_threads, threads_for
@@ -25,7 +26,7 @@ from ..tuning.freeze import keep_freeze
 from ..tuning.groups import layer_groups
 from ..tuning.rates import group_rates
 
-# %% ../../nbs/api/43_lr_find.ipynb #43d9c9ec
+# %% ../../nbs/api/43_lr_find.ipynb #4950b60f
 SUGGEST = {"valley": valley, "steep": steep, "minimum": minimum}  # fastai's own rules
 
 @dataclass
@@ -50,9 +51,9 @@ class RateTest:
         n = len(self.phases)
         if axes is None: axes = plt.subplots(1, n, figsize=(min(3.4*n + 1, 14), 2.8), layout="constrained", squeeze=False, sharey=True)[1][0]
         for ax, p in zip(axes, self.phases):
-            for losses, s in zip(p["losses"], p["suggestions"]):
-                line = ax.plot(p["rates"][:len(losses)], losses, lw=1.2)[0]
-                ax.plot(s, np.interp(s, p["rates"][:len(losses)], losses), "o", color=line.get_color(), ms=6)
+            for losses, s, c in zip(p["losses"], p["suggestions"], COLOURS * 9):
+                ax.plot(p["rates"][:len(losses)], losses, lw=1.2, color=c)
+                ax.plot(s, np.interp(s, p["rates"][:len(losses)], losses), "o", color=c, ms=6)
             ax.set_xscale("log"); ax.set_xlabel("rate of the head"); ax.grid(alpha=.25); ax.set_title(f"phase {p['phase']}: {p['trains']}", fontsize=9)
         axes[0].set_ylabel("training loss, smoothed (nats)")
         return axes

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['NAIVE', 'rank_agreement', 'Choice', 'choose_study']
 
-# %% ../../nbs/api/55_choose.ipynb #1dce76c7
+# %% ../../nbs/api/55_choose.ipynb #5a26b06e
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ..core.colours import COLOURS
 from ..core.errors import FinetuneError
 from ..core.files import writable_folder
 from ..core.seeds import rng
 from ..core.settings import settings
 from ..models.scores import SCORES
-from .compare import COLOURS, SEARCH_SEED, budget_steps
+from .compare import SEARCH_SEED, budget_steps
 from .rank import check_candidates, scored_model
 from .runs import do_runs, run_config
 from .stats import mean_ci

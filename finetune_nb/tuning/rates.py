@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['RULES', 'group_rates', 'plot_group_rates']
 
-# %% ../../nbs/api/31_rates.ipynb #8cef8614
+# %% ../../nbs/api/31_rates.ipynb #f8105232
 import math
 from numbers import Real
 
+from ..core.colours import COLOURS
 from ..core.errors import RecipeError, unknown_name
 
 # %% ../../nbs/api/31_rates.ipynb #d35803e5
@@ -44,7 +45,7 @@ def group_rates(
 
 def _is_positive(x): return isinstance(x, Real) and not isinstance(x, bool) and 0 < x < math.inf
 
-# %% ../../nbs/api/31_rates.ipynb #75a1b35f
+# %% ../../nbs/api/31_rates.ipynb #9b6e95ba
 def plot_group_rates(
     names, # group names, input side first
     rates, # label -> rates, one a group
@@ -53,7 +54,7 @@ def plot_group_rates(
     "Rates over groups on a logarithmic scale, one line for each entry of `rates`."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(7, 3), layout="constrained")[1]
-    for i, (label, r) in enumerate(rates.items()): ax.plot(range(len(names)), [x or math.nan for x in r], marker="osD^vP*X"[i % 8], ms=5, label=label)
+    for i, (label, r) in enumerate(rates.items()): ax.plot(range(len(names)), [x or math.nan for x in r], marker="osD^vP*X"[i % 8], ms=5, color=COLOURS[i % 8], label=label)
     ax.set_yscale("log"); ax.set_xticks(range(len(names)), names, rotation=45 if len(names) > 8 else 0, ha="right" if len(names) > 8 else "center", fontsize=8)
     ax.set_ylabel("share of the head's rate"); ax.set_xlabel("layer group, input side first"); ax.grid(alpha=.25, which="major"); ax.legend(fontsize=8)
     return ax
