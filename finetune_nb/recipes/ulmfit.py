@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TARGET', 'ARMS', 'load_lm', 'StreamLoader', 'lm_learner', 'target_lm', 'fit_lm', 'fit_ulmfit', 'run_arms']
 
-# %% ../../nbs/api/44_ulmfit.ipynb #cc5104ea
-import time
+# %% ../../nbs/api/44_ulmfit.ipynb #d5257080
+import os, time
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from fastai.text.models.awdlstm import awd_lstm_lm_split
 
 from ..core.errors import ModelError, RecipeError, unknown_name
 from ..core.files import content_hash, load_tensors, read_json, save_tensors, sha256
-from ..core.seeds import rng, set_seed
+from ..core.seeds import set_seed
 from ..core.settings import settings
 from ..models.architecture import compute_threads
 from ..models.load import BUNDLED, bundled
@@ -47,7 +47,7 @@ def load_lm(
     except (KeyError, TypeError): raise ModelError(f"'{model}' is not a language model of the kit; use docs_lm") from None
     return load_lm_state(net, load_tensors(weights or folder/"model.safetensors")[0]), tok
 
-# %% ../../nbs/api/44_ulmfit.ipynb #d0c9daf0
+# %% ../../nbs/api/44_ulmfit.ipynb #0870bfd7
 class StreamLoader(DataLoader):
     "A fastai loader over `Streams`; every pass is the next epoch."
     def __init__(self, streams):
@@ -81,6 +81,7 @@ def lm_learner(
 
 def target_lm(
     task, # a TextTask; its training texts are read, all of them, without labels
+    more=(), # further texts to read, such as `unlabelled_docs()`
     model="docs_lm", # language model to start from
     epochs=1, # passes over the texts
     lr=4e-3, # peak rate of the last group
@@ -91,14 +92,13 @@ def target_lm(
     "Stage 2: fine-tune the language model on the task's texts, once for a task; `weights` is the file for stage 3."
     if task.modality != "text": raise RecipeError(f"task '{task.name}' is made of images; ULMFiT reads texts")
     base = (BUNDLED/model if model in bundled() else Path(model).expanduser())/"model.safetensors"
-    name = content_hash(dict(form=2, data=task.data_hash, base=sha256(base), epochs=epochs, lr=lr, steps=steps, seed=seed, recipe=TARGET.to_dict()))
+    texts = [*task.texts["train"].texts, *more]
+    name = content_hash(dict(form=3, texts=texts, base=sha256(base), epochs=epochs, lr=lr, steps=steps, seed=seed, recipe=TARGET.to_dict()))
     file = Path(cache or Path(settings()["cache"])/"target_lm")/f"{name}.safetensors"
     if not file.is_file():
-        began, texts = time.perf_counter(), task.texts["train"].texts
-        held = set(rng("held-out texts", seed).permutation(len(texts))[:len(texts)//10].tolist())
-        learn = lm_learner([t for i, t in enumerate(texts) if i not in held], model, seed=seed)
-        checked = learn.tok([texts[i] for i in sorted(held)], 128)
-        with compute_threads(1):
+        began, learn = time.perf_counter(), lm_learner(texts, model, seed=seed)
+        checked = learn.tok(task.texts["valid"].texts, 128)
+        with compute_threads(min(2, os.cpu_count() or 1)):
             before = perplexity(learn.model, checked)
             follow = fit_lm(learn, steps or epochs*len(learn.dls.train), lr)
             after = perplexity(learn.model, checked)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SIZES', 'clean', 'package_files', 'docstrings', 'package_root', 'Fresh', 'read_texts', 'licence_of',
-           'read_corpus', 'split_modules', 'docs']
+           'read_corpus', 'split_modules', 'docs', 'unlabelled_docs']
 
 # %% ../../nbs/api/18_docs.ipynb #2b434d40
 import ast, hashlib, re, sys, warnings
@@ -136,7 +136,7 @@ def read_corpus(
     if file: write_json(file, found)
     return found
 
-# %% ../../nbs/api/18_docs.ipynb #b39ec6ea
+# %% ../../nbs/api/18_docs.ipynb #531f66f4
 def split_modules(
     rows, # list of (module, text)
     name, # of the package
@@ -170,3 +170,17 @@ def docs(
     texts, labels = {s: Texts(t for t, _ in r) for s, r in rows.items()}, {s: [y for _, y in r] for s, r in rows.items()}
     return TextTask("docs", classes, texts, labels, source="docstrings of " + ", ".join(f"{PACKAGES.get(c, c)} {l['version']}" for c, l in licences.items()),
                     licence="; ".join(f"{c}: {l['licence']}" for c, l in licences.items()), shifts={"typos": (Texts(typos(texts["test"].texts)), labels["test"])})
+
+def unlabelled_docs(
+    packages=None, # import names; None for `PACKAGES`
+    sizes=SIZES, # as for `docs`
+    most=1000, # texts of each package
+): # -> list of str
+    "More docstrings of the same packages, without labels, for a language model to read: none from a module of the valid or test split, nor like one of their texts."
+    small = read_corpus(packages, round(1.3*sum(sizes.values())))
+    parts = {n: split_modules(rows, n, sizes) for n, rows in small.items()}
+    kept, fresh = {t for p in parts.values() for s in ("valid", "test") for t in p[s]}, Fresh()
+    modules = {m for rows in small.values() for m, t in rows if t in kept}
+    for t in sorted(kept): fresh(t)
+    found = {n: [t for m, t in rows if m not in modules and fresh(t)][:most] for n, rows in read_corpus(packages, most + round(1.3*sum(sizes.values()))).items()}
+    return sorted((t for ts in found.values() for t in ts), key=lambda t: content_hash(["order", t]))
