@@ -557,6 +557,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'finetune_nb.study.rank.look': ('api/rank.html#look', 'finetune_nb/study/rank.py'),
                                         'finetune_nb.study.rank.rank_models': ('api/rank.html#rank_models', 'finetune_nb/study/rank.py'),
                                         'finetune_nb.study.rank.scored_model': ('api/rank.html#scored_model', 'finetune_nb/study/rank.py'),
+                                        'finetune_nb.study.rank.scores_folder': ( 'api/rank.html#scores_folder',
+                                                                                  'finetune_nb/study/rank.py'),
                                         'finetune_nb.study.rank.vision_models': ( 'api/rank.html#vision_models',
                                                                                   'finetune_nb/study/rank.py')},
             'finetune_nb.study.report': { 'finetune_nb.study.report.conclusions': ( 'api/report.html#conclusions',

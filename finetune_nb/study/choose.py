@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAIVE', 'rank_agreement', 'Choice', 'choose_study']
 
-# %% ../../nbs/api/55_choose.ipynb #5a26b06e
+# %% ../../nbs/api/55_choose.ipynb #971548fe
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ..core.seeds import rng
 from ..core.settings import settings
 from ..models.scores import SCORES
 from .compare import SEARCH_SEED, budget_steps
-from .rank import check_candidates, scored_model
+from .rank import check_candidates, scored_model, scores_folder
 from .runs import do_runs, run_config
 from .stats import mean_ci
 
@@ -51,7 +51,7 @@ def rank_agreement(
     return dict(tau=float(found), ci95=[float(low), float(high)], weighted_tau=float(np.mean([weightedtau(t, row)[0] for row in x])), p=float(p), n=n,
                 verdict=("ranks" if found > 0 else "ranks backwards") if shown else "no relation shown")
 
-# %% ../../nbs/api/55_choose.ipynb #956dec10
+# %% ../../nbs/api/55_choose.ipynb #6c8c0a14
 NAIVE = {"parameters": "number of parameters", "source_accuracy": "pre-training accuracy", "one_fine_tuning": "one fine-tuning"}
 
 @dataclass
@@ -169,7 +169,7 @@ def choose_study(
         for r in chosen: make_plan(r.with_lr(r.lr or search_grid(r, rates or budget.rates)[0]), groups[m], steps)
     store, device = str(writable_folder(Path(s.cache)/"runs")), str(pick_device(s.device))
     draws = list(range(budget.seeds))
-    looks = [[scored_model(loaded, m, labels, seed, scores, size, s.offline, writable_folder(Path(s.cache)/"scores")) for seed in draws] for m in progress(models, what="scoring", quiet=quiet)]
+    looks = [[scored_model(loaded, m, labels, seed, scores, size, s.offline, scores_folder(s)) for seed in draws] for m in progress(models, what="scoring", quiet=quiet)]
 
     def job(model, recipe, seed, splits):
         place = dict(store=store, task=str(task), model=model, weights=None, skip_bad=False, offline=s.offline)
