@@ -8,10 +8,10 @@ __all__ = []
 # %% ../nbs/api/91_all.ipynb #ba42a7be
 import importlib
 
-# %% ../nbs/api/91_all.ipynb #e8537494
+# %% ../nbs/api/91_all.ipynb #93a8756d
 _WHERE = {
     "core.settings": ["settings", "Settings"], "core.seeds": ["set_seed", "rng"], "core.errors": ["FinetuneError"],
-    "tasks.load": ["load_task"], "tasks.task": ["Task"], "tasks.folder": ["image_folder"], "tasks.shifts": ["shifted"],
+    "tasks.load": ["load_task"], "tasks.task": ["Task"], "tasks.folder": ["image_folder"], "tasks.shifts": ["shifted"], "tasks.world": ["World"],
     "models.load": ["load_pretrained"], "models.text": ["load_text_model"], "models.catalogue": ["list_models", "describe_model"], "models.scores": ["transfer_score"], "models.bundle": ["save_bundle", "load_bundle", "Bundle"],
     "tuning.groups": ["layer_groups", "groups_table", "parameters_table", "regroup", "param_groups"], "tuning.freeze": ["freeze_groups", "trainability_report", "forget_frozen"],
     "tuning.learner": ["pretrained_learner", "evaluate"], "tuning.rates": ["group_rates", "plot_group_rates"], "tuning.schedules": ["schedule"],
