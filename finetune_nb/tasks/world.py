@@ -13,8 +13,10 @@ from functools import cached_property
 from ..core.errors import TaskError, unknown_name
 from ..core.seeds import rng
 
-# %% ../../nbs/api/19_world.ipynb #5bba3434
+# %% ../../nbs/api/19_world.ipynb #cacf2c9f
 _ONSETS, _MIDDLES, _ENDS = "b br d f g k l m n p r s t v z".split(), "a e i o u".split(), "n l r s th x m".split()
+
+_AVOID = ("sex", "penis", "pis", "nazi", "rap", "dum", "fart")  # syllables know no manners
 
 def _words(
     n, # how many
@@ -25,7 +27,7 @@ def _words(
     g, out = rng("made-up words", kind), []
     while len(out) < n:
         w = g.choice(_ONSETS) + g.choice(_MIDDLES) + g.choice(_ENDS) + g.choice(endings)
-        if w not in out: out.append(w)
+        if w not in out and not any(x in w for x in _AVOID): out.append(w)
     return [w.capitalize() for w in out]
 
 PARTS = ("base", "new", "gate", "practice")  # known from pre-training, to be learned, for examination alone, to practise reading with
