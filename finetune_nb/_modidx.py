@@ -33,6 +33,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'finetune_nb/core/files.py'),
                                         'finetune_nb.core.files.write_json': ('api/files.html#write_json', 'finetune_nb/core/files.py'),
                                         'finetune_nb.core.files.write_text': ('api/files.html#write_text', 'finetune_nb/core/files.py')},
+            'finetune_nb.core.plots': { 'finetune_nb.core.plots.percent_limits': ( 'api/plots.html#percent_limits',
+                                                                                   'finetune_nb/core/plots.py')},
             'finetune_nb.core.progress': { 'finetune_nb.core.progress.in_notebook': ( 'api/progress.html#in_notebook',
                                                                                       'finetune_nb/core/progress.py'),
                                            'finetune_nb.core.progress.progress': ( 'api/progress.html#progress',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUGGEST', 'RateTest', 'lr_find']
 
-# %% ../../nbs/api/43_lr_find.ipynb #a5f3b701
+# %% ../../nbs/api/43_lr_find.ipynb #0bcd6b34
 import math
 import random
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ import torch
 from fastai.callback.core import CancelFitException
 from fastai.callback.schedule import minimum, steep, valley
 
-from ..core.colours import COLOURS
+from ..core.plots import COLOURS
 from ..core.errors import RecipeError, unknown_name
 from ..core.seeds import rng
 from ..models.architecture import compute_threads, threads_for

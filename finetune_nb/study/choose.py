@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['NAIVE', 'rank_agreement', 'Choice', 'choose_study']
 
-# %% ../../nbs/api/55_choose.ipynb #971548fe
+# %% ../../nbs/api/55_choose.ipynb #0852246b
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..core.colours import COLOURS
+from ..core.plots import COLOURS, percent_limits
 from ..core.errors import FinetuneError
 from ..core.files import writable_folder
 from ..core.seeds import rng
@@ -51,7 +51,7 @@ def rank_agreement(
     return dict(tau=float(found), ci95=[float(low), float(high)], weighted_tau=float(np.mean([weightedtau(t, row)[0] for row in x])), p=float(p), n=n,
                 verdict=("ranks" if found > 0 else "ranks backwards") if shown else "no relation shown")
 
-# %% ../../nbs/api/55_choose.ipynb #6c8c0a14
+# %% ../../nbs/api/55_choose.ipynb #430cac60
 NAIVE = {"parameters": "number of parameters", "source_accuracy": "pre-training accuracy", "one_fine_tuning": "one fine-tuning"}
 
 @dataclass
@@ -113,6 +113,7 @@ class Choice:
                 if np.ptp(np.log(values)) > 3: ax.set_xscale("log")
                 else: ax.xaxis.set_major_formatter(lambda v, _: f"{v/1e3:g}k" if v < 1e6 else f"{v/1e6:g}M")
         for ax in axes[:, 0]: ax.set_ylabel("test accuracy, %", fontsize=9)
+        percent_limits(axes[0, 0])
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
         fig.suptitle(f"{self.task}, {self.labels} labels a class, fine-tuned by {recipe}: mean of {len(self.seeds)} seeds, 95 % interval", fontsize=10)
         return axes

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['SEARCH_SEED', 'Comparison', 'budget_steps', 'compare', 'plot_label_curve']
 
-# %% ../../nbs/api/52_compare.ipynb #a281f1f1
+# %% ../../nbs/api/52_compare.ipynb #9f4862db
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..core.colours import COLOURS
+from ..core.plots import COLOURS, percent_limits
 from ..core.errors import FinetuneError
 from ..core.files import writable_folder
 from ..core.settings import settings
 from .runs import do_runs, run_config
 from .stats import mean_ci, paired
 
-# %% ../../nbs/api/52_compare.ipynb #9055b127
+# %% ../../nbs/api/52_compare.ipynb #2cec2bc4
 SEARCH_SEED = 1000  # rates are chosen with this seed's labels; reported seeds count from 0
 
 @dataclass
@@ -111,8 +111,7 @@ class Comparison:
         axes[1].axvspan(-100*self.margin, 100*self.margin, color="#bbbbbb", alpha=.35, lw=0)
         axes[1].axvline(0, color="#444444", lw=.8)
         for ax in axes: ax.grid(axis="x", alpha=.25)
-        # A t interval of few seeds knows nothing of the ends of the scale.
-        axes[0].set_xlim(max(-2, axes[0].get_xlim()[0]), min(102, axes[0].get_xlim()[1]))
+        percent_limits(axes[0], "x")
         n = f"{self.labels} labels a class" if self.labels else "all labels"
         axes[0].set_title(f"{self.task}, {n}: mean of {len(self.seeds)} seeds, 95 % interval", fontsize=10)
         axes[1].set_title(f"paired by seed, 95 % interval; grey: within ±{100*self.margin:g} points", fontsize=10)
@@ -130,7 +129,7 @@ class Comparison:
             ax.plot(x, [m for m, *_ in ci], color=c, marker="o", ms=3, label=a["recipe"])
             if ci[0][1] is not None: ax.fill_between(x, [lo for _, lo, _ in ci], [hi for *_, hi in ci], color=c, alpha=.15, lw=0)
         ax.set_xlabel("optimiser step"); ax.set_ylabel("validation accuracy, %"); ax.grid(alpha=.25); ax.legend(fontsize=8, ncols=2, loc="lower right")
-        ax.set_ylim(max(-2, ax.get_ylim()[0]), min(102, ax.get_ylim()[1]))
+        percent_limits(ax)
         return ax
 
 def _interval(ci, sign=False):
@@ -243,7 +242,7 @@ def _cost(seconds, device, s):
     kwh = s.watts * hours / 1000
     return dict(compute_seconds=seconds, price=hours * (s.cpu_hour if device == "cpu" else s.gpu_hour), kwh=kwh, energy_price=kwh * s.kwh, co2_kg=kwh * s.co2_per_kwh)
 
-# %% ../../nbs/api/52_compare.ipynb #b5544307
+# %% ../../nbs/api/52_compare.ipynb #4b2300ba
 def plot_label_curve(
     comparisons, # list of Comparison on one task with different budgets
     recipes=None, # names of the recipes to draw; None for those of the first comparison
@@ -261,5 +260,6 @@ def plot_label_curve(
         ax.errorbar(x, y, yerr=np.abs(ci.T - y), color=COLOURS[i % len(COLOURS)], marker="os^Dv*"[i % 6], ms=5, capsize=3, label=name)
     ax.set_xscale("log"); ax.set_xticks(x, [str(n) for n in x]); ax.minorticks_off()
     ax.set_xlabel("labels a class (logarithmic)"); ax.set_ylabel("test accuracy, %"); ax.grid(alpha=.25); ax.legend(fontsize=9)
+    percent_limits(ax)
     ax.set_title(f"{comparisons[0].task}: mean of {len(comparisons[0].seeds)} seeds, 95 % interval", fontsize=10)
     return ax

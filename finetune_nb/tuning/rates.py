@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RULES', 'group_rates', 'plot_group_rates']
 
-# %% ../../nbs/api/31_rates.ipynb #f8105232
+# %% ../../nbs/api/31_rates.ipynb #1e689681
 import math
 from numbers import Real
 
-from ..core.colours import COLOURS
+from ..core.plots import COLOURS
 from ..core.errors import RecipeError, unknown_name
 
 # %% ../../nbs/api/31_rates.ipynb #d35803e5
