@@ -6,9 +6,8 @@
 __all__ = ['TextClassifier', 'AWDClassifier', 'TransformersClassifier', 'create_text_model', 'load_text_model', 'modality_of',
            'text_ids', 'load_tokenizer', 'HubTokenizer']
 
-# %% ../../nbs/api/24_text_models.ipynb #086ebac1
+# %% ../../nbs/api/24_text_models.ipynb #34d0bfe2
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 
 from ..core.errors import ModelError, unknown_name
 from ..core.files import content_hash, read_json
+from .hub import config_and_tokenizer, fetch, import_text, quiet
 from .load import fill, model_folder, read_weights
 from .language import PieceTokenizer
 
@@ -57,7 +57,7 @@ class TransformersClassifier(TextClassifier):
         ids = ids.as_subclass(torch.Tensor)
         return self.model(input_ids=ids, attention_mask=self.mask(ids)).logits
 
-# %% ../../nbs/api/24_text_models.ipynb #4cc420f3
+# %% ../../nbs/api/24_text_models.ipynb #45fd287b
 def create_text_model(
     architecture:str, # "awd_lstm" or "transformers"
     num_classes, # outputs of the classifier
@@ -74,28 +74,12 @@ def create_text_model(
         # One chunk as long as the longest text: fastai's cutting into chunks asks for batches sorted by length.
         return AWDClassifier(get_text_classifier(AWD_LSTM, kwargs["vocab_sz"], num_classes, seq_len=max_length, config=config, drop_mult=drop_mult, pad_idx=pad_id, max_len=max_length), pad_id)
     if architecture != "transformers": raise ModelError(unknown_name("text architecture", architecture, ["awd_lstm", "transformers"]))
-    transformers = _transformers()
+    transformers = import_text()
     config = dict(kwargs["config"])
-    with _quiet():
+    with quiet():
         config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
         config.num_labels = num_classes
         return TransformersClassifier(transformers.AutoModelForSequenceClassification.from_config(config), pad_id)
-
-def _transformers():
-    try: import transformers
-    except ImportError: raise ModelError('text models of the transformers library need an extra: pip install "finetune_nb[text]"') from None
-    return transformers
-
-@contextmanager
-def _quiet():
-    "No advice and no progress bars from transformers."
-    log = _transformers().utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error(); log.disable_progress_bar()
-    try: yield
-    finally:
-        log.set_verbosity(level)
-        if bars: log.enable_progress_bar()
 
 # %% ../../nbs/api/24_text_models.ipynb #f47ae50e
 def load_text_model(
@@ -143,7 +127,7 @@ def _load_awd(folder, config, num_classes, weights, pretrained, size):
     # The classifier's encoder is the language model's; the decoder's bias has no place in it.
     return fill(model, {"model.0.module." + k[2:]: v for k, v in tensors.items() if k.startswith("0.")}, file, ["model.1."])
 
-# %% ../../nbs/api/24_text_models.ipynb #4339811c
+# %% ../../nbs/api/24_text_models.ipynb #1843122e
 def text_ids(
     texts, # list of str
     input, # `model.kit_config["input"]`
@@ -158,9 +142,9 @@ def load_tokenizer(
     "The tokeniser kept in a folder."
     if (Path(folder)/"vocab.json").is_file() and isinstance(v := read_json(Path(folder)/"vocab.json"), list): return PieceTokenizer(v)
     if not Path(folder).is_dir(): raise ModelError(f"no such folder: {folder}")
-    with _quiet(): return HubTokenizer(_fetch(str(folder), "tokeniser", "yes", lambda: _transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)))
+    with quiet(): return HubTokenizer(fetch(str(folder), "tokeniser", "yes", lambda: import_text().AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)))
 
-# %% ../../nbs/api/24_text_models.ipynb #280705b8
+# %% ../../nbs/api/24_text_models.ipynb #05e04cf2
 class HubTokenizer:
     "A transformers tokeniser behind the kit's call."
     def __init__(self, tok):
@@ -171,24 +155,18 @@ class HubTokenizer:
     def save(self, folder): self.tok.save_pretrained(folder)
 
 def _load_transformers(source, name, num_classes, weights, pretrained, size, offline):
-    transformers = _transformers()
+    transformers = import_text()
     common = dict(local_files_only=offline == "yes", trust_remote_code=False)
-    with _quiet():
-        config = _fetch(source, "configuration", offline, lambda: transformers.AutoConfig.from_pretrained(source, **common))
-        tok = _fetch(source, "tokeniser", offline, lambda: transformers.AutoTokenizer.from_pretrained(source, **common))
-        # Without its files transformers makes up an empty tokeniser instead of complaining.
-        if set(tok.get_vocab()) <= set(tok.all_special_tokens): raise ModelError(f"'{source}' has no tokeniser files; save them beside the model (tokenizer.save_pretrained)")
-        if len(tok) > (config.vocab_size or 0): raise ModelError(f"the tokeniser of '{source}' knows {len(tok)} tokens, its model {config.vocab_size}; they do not belong together")
-        if tok.pad_token_id is None: tok.pad_token = tok.eos_token or tok.unk_token
-        if tok.pad_token_id is None: raise ModelError(f"the tokeniser of '{source}' has neither a filler nor an end-of-text token; set its pad_token")
+    with quiet():
+        config, tok = config_and_tokenizer(source, offline)
         side = tok.padding_side if config.model_type == "xlnet" else "right"
         config.num_labels, config.pad_token_id = num_classes, tok.pad_token_id
         if pretrained and not weights:
-            model, info = _fetch(source, "weights", offline, lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, info = fetch(source, "weights", offline, lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
                 source, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32, **common))
             lost = [k for k in [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])] if k.startswith(model.base_model_prefix + ".") and "pooler" not in k]
             if lost: raise ModelError(f"'{source}' does not hold weights for this architecture: {len(lost)} missing or of another shape, such as '{lost[0]}'")
-        else: model = _fetch(source, "architecture", offline, lambda: transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
+        else: model = fetch(source, "architecture", offline, lambda: transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
     body = model.base_model_prefix + "."
     if weights and pretrained:
         names = model.state_dict()
@@ -213,17 +191,3 @@ def _new_head(model):
                 if isinstance(m, nn.Linear):
                     nn.init.normal_(m.weight, std=getattr(model.config, "initializer_range", .02))
                     if m.bias is not None: nn.init.zeros_(m.bias)
-
-def _fetch(source, what, offline, get):
-    "Do `get` and turn the many errors of the library and the hub into one line."
-    try: return get()
-    except Exception as e:  # transformers, the hub client and its transports raise dozens of kinds
-        text = " ".join(str(e).split())
-        local = Path(source).is_dir()
-        if "trust_remote_code" in text or "custom code" in text: why = "it needs code of its own, which the kit never runs; choose a model that transformers knows"
-        elif "safetensors" in text: why = "it has no model.safetensors; other files are pickles, which can run any code. Convert it where it came from"
-        elif "nrecognized" in text or "not recognize" in text: why = "transformers knows no sequence classifier or tokeniser for it"
-        elif local: why = f"{text[:150]}. A folder needs config.json, model.safetensors and the tokeniser's files"
-        elif offline == "yes": why = "offline = yes and not in the local cache. Give a local folder or use docs_lm"
-        else: why = f"{type(e).__name__}; no such model, or the hub is out of reach. Give a local folder or use docs_lm"
-        raise ModelError(f"cannot load the {what} of '{source}': {why}") from None
