@@ -8,16 +8,17 @@ __all__ = []
 # %% ../nbs/api/91_all.ipynb #ba42a7be
 import importlib
 
-# %% ../nbs/api/91_all.ipynb #93a8756d
+# %% ../nbs/api/91_all.ipynb #2668d1fe
 _WHERE = {
     "core.settings": ["settings", "Settings"], "core.seeds": ["set_seed", "rng"], "core.errors": ["FinetuneError"],
     "tasks.load": ["load_task"], "tasks.task": ["Task"], "tasks.folder": ["image_folder"], "tasks.shifts": ["shifted"], "tasks.world": ["World"],
     "models.load": ["load_pretrained"], "models.text": ["load_text_model"], "models.catalogue": ["list_models", "describe_model"], "models.scores": ["transfer_score"], "models.bundle": ["save_bundle", "load_bundle", "Bundle"],
     "tuning.groups": ["layer_groups", "groups_table", "parameters_table", "regroup", "param_groups"], "tuning.freeze": ["freeze_groups", "trainability_report", "forget_frozen"],
-    "tuning.learner": ["pretrained_learner", "evaluate"], "tuning.rates": ["group_rates", "plot_group_rates"], "tuning.schedules": ["schedule"],
+    "tuning.learner": ["pretrained_learner", "evaluate"], "tuning.causal": ["causal_learner"], "tuning.rates": ["group_rates", "plot_group_rates"], "tuning.schedules": ["schedule"],
     "tuning.adapters": ["add_lora", "merge_lora", "save_adapter", "load_adapter", "trainable_share"],
     "recipes.recipe": ["Phase"], "recipes.plan": ["Recipe", "make_plan"], "recipes.library": ["recipe", "recipes_table", "RECIPES", "surgical", "best_of"],
-    "recipes.fit": ["fit_recipe"], "recipes.lr_find": ["lr_find"], "recipes.ulmfit": ["load_lm", "target_lm", "fit_ulmfit"],
+    "recipes.fit": ["fit_recipe"], "recipes.lr_find": ["lr_find"], "recipes.ulmfit": ["load_awd_lm", "target_lm", "fit_ulmfit"],
+    "rag.corpus": ["read_documents", "chunk", "read_questions"], "rag.retrieve": ["Retriever"], "rag.generate": ["load_lm", "Generator"], "rag.raft": ["raft_pairs"],
     "study.compare": ["compare", "plot_label_curve"], "study.report": ["save_report", "conclusions"], "study.stats": ["mean_ci", "paired"], "study.rank": ["rank_models"], "study.choose": ["choose_study"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

@@ -15,13 +15,15 @@ import finetune_nb
 from ..core.errors import FinetuneError
 from ..core.files import content_hash, read_json, sha256, write_json
 
-# %% ../../nbs/api/51_runs.ipynb #789864df
-@lru_cache(1)
-def code_hash():
+# %% ../../nbs/api/51_runs.ipynb #0032a94a
+@lru_cache
+def code_hash(
+    parts=("core", "tasks", "models", "tuning", "recipes"), # folders or files of the package
+):
     "A hash of the modules a result depends on: a change of code makes a new run instead of reusing an old one."
     root = Path(finetune_nb.__file__).parent
-    floors = ("core", "tasks", "models", "tuning", "recipes")
-    return content_hash([[p.relative_to(root).as_posix(), sha256(p)] for f in floors for p in sorted((root/f).rglob("*.py"))])
+    files = [p for part in parts for p in ([root/part] if part.endswith(".py") else sorted((root/part).rglob("*.py")))]
+    return content_hash([[p.relative_to(root).as_posix(), sha256(p)] for p in files])
 
 def run_config(
     task, # a loaded task
@@ -50,10 +52,11 @@ def model_id(model):
         if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
     return model
 
-# %% ../../nbs/api/51_runs.ipynb #f86f3fd1
+# %% ../../nbs/api/51_runs.ipynb #930abbc1
 def do_run(
-    config, # of `run_config`
-    place, # dict(store, task, model, weights, skip_bad, offline): where things are on this machine
+    config, # everything that decides the result, of `run_config` for instance
+    place, # dict of where things are on this machine: store, and what `work` needs (task, model, weights, skip_bad, offline)
+    work=None, # called with (config, place, folder of the run), returns the results; None trains a classifier
 ): # -> dict(config, results)
     "Do the run, or read it if it is done. Two processes asking for the same run do it once."
     folder = Path(place["store"])/content_hash(config)
@@ -63,7 +66,7 @@ def do_run(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder/"lock"):
         if done.exists(): return read_json(done)
-        write_json(done, record := dict(config=config, results=_train(config, place, folder)))
+        write_json(done, record := dict(config=config, results=(work or _train)(config, place, folder)))
         return record
 
 def _train(config, place, folder):
@@ -92,12 +95,13 @@ def _train(config, place, folder):
         out["seconds"] = time.perf_counter() - began
     return out
 
-# %% ../../nbs/api/51_runs.ipynb #eb2b5555
+# %% ../../nbs/api/51_runs.ipynb #4dfe8d63
 def do_runs(
     jobs, # list of (config, place)
     workers=None, # processes; None for one a core
     what="runs", # name on the progress bar
     quiet=False, # no bar?
+    work=None, # of `do_run`
 ): # -> list of dict(config, results), in the order of `jobs`
     "Do what is not done yet of `jobs`, several at once."
     from joblib import Parallel, cpu_count, delayed
@@ -107,10 +111,10 @@ def do_runs(
     todo = {n: job for n, job in zip(names, jobs) if not (Path(job[1]["store"])/n/"run.json").exists()}
     # A graphics card is one: runs take turns on it.
     n = 1 if any(c["device"] != "cpu" for c, _ in jobs) else min(workers or cpu_count(), max(1, len(todo)))
-    if n == 1: got = (do_run(*job) for job in todo.values())
-    else: got = Parallel(n_jobs=n, return_as="generator_unordered", batch_size=1, pre_dispatch=n, inner_max_num_threads=1)(delayed(do_run)(*job) for job in todo.values())
+    if n == 1: got = (do_run(*job, work) for job in todo.values())
+    else: got = Parallel(n_jobs=n, return_as="generator_unordered", batch_size=1, pre_dispatch=n, inner_max_num_threads=1)(delayed(do_run)(*job, work) for job in todo.values())
     try:
         for _ in progress(got, len(todo), what, quiet or not todo): pass
     except TerminatedWorkerError:
         raise FinetuneError("a worker process was killed, most often for want of memory. Finished runs are kept; set workers = 1 in settings.ini and run it again") from None
-    return [do_run(*job) for job in jobs]
+    return [do_run(*job, work) for job in jobs]

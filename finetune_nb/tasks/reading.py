@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['DOC', 'ASK', 'ANSWER', 'END', 'PAD', 'UNSEEN', 'SPECIALS', 'prompt', 'answer_text', 'read_answer', 'Example', 'Dials',
-           'example', 'vocabulary']
+           'example', 'vocabulary', 'training_words']
 
-# %% ../../nbs/api/19a_reading.ipynb #a6da2c20
+# %% ../../nbs/api/19a_reading.ipynb #2ab940f6
+import re
 from dataclasses import dataclass, replace
 
 from ..core.seeds import rng
-from .world import NAMES, OPENINGS, SCHEMA, UNKNOWN, Fact, Passage, ask, ask_two, names, record, say, ways
+from .world import NAMES, OPENINGS, SCHEMA, UNKNOWN, Fact, Passage, ask, ask_gap, ask_two, names, record, say, ways
 
 # %% ../../nbs/api/19a_reading.ipynb #e5883065
 DOC, ASK, ANSWER, END, PAD, UNSEEN = SPECIALS = ("[doc]", "[ask]", "[answer]", "[end]", "[pad]", "[unseen]")
@@ -37,7 +38,7 @@ def read_answer(
         if found: return value.strip(), subject.strip()
     return last, ""
 
-# %% ../../nbs/api/19a_reading.ipynb #06922318
+# %% ../../nbs/api/19a_reading.ipynb #52d74389
 @dataclass
 class Example:
     "Passages, and questions about them."
@@ -61,6 +62,8 @@ class Dials:
     unknown:float = .1  # share of questions that nothing answers
     two_hop:float = .1  # share of examples with a question over two passages
     questions:int = 8  # of an example at most
+    noise:float = 0.  # in every other sentence or question, share of the words around names and values that cannot be read
+    gaps:float = 0.  # share of questions that are statements with a gap
 
 def example(
     seed, # whatever tells examples apart: numbers or words
@@ -89,10 +92,10 @@ def example(
             facts.append([_fact(g, first.value, first.about.leads, then[j], part) for j in sorted(g.permutation(len(then))[:k])])
             hop = ask_two(first, pick(facts[-1]), int(g.integers(99)), split)
     # The passages in mixed order, since the last one would otherwise be special.
-    passages = [_passage(g, facts[i], in_records, split) for i in g.permutation(len(facts))]
+    passages = [_passage(g, facts[i], in_records, split, dials) for i in g.permutation(len(facts))]
     known = [f for fs in facts for f in fs]
     asked = [known[i] for i in g.permutation(len(known))[:dials.questions - bool(hop)]]
-    questions = [_without_answer(g, f, known, part, split) if g.random() < dials.unknown else ask(f, int(g.integers(99)), split) for f in asked] + ([hop] if hop else [])
+    questions = [_without_answer(g, f, known, part, split, dials) if g.random() < dials.unknown else _ask(g, f, split, dials) for f in asked] + ([hop] if hop else [])
     return Example(passages, [questions[i] for i in g.permutation(len(questions))])
 
 def _kind(g): return list(SCHEMA)[int(g.choice(len(SCHEMA), p=[.7, .1, .1, .1]))]
@@ -111,25 +114,40 @@ def _fact(g, subject, kind, attribute, part):
     pool = names(a.leads, part) if a.leads else a.values
     return Fact(subject, kind, attribute, pool[int(g.integers(len(pool)))])
 
-def _passage(g, facts, in_records, split):
-    said = [record(f) if in_records else say(f, int(g.integers(len(ways(f.about.says, split)))), split) for f in (facts[i] for i in g.permutation(len(facts)))]
+def _passage(g, facts, in_records, split, dials):
+    said = [record(f) if in_records else say(f, int(g.integers(len(ways(f.about.says, split)))), split, _blurred(g, dials)) for f in (facts[i] for i in g.permutation(len(facts)))]
     return Passage(facts[0].subject, facts[0].subject, " ".join(said), tuple(facts))
 
-def _without_answer(g, fact, known, part, split):
+def _ask(g, fact, split, dials):
+    gap = dials.gaps and g.random() < dials.gaps
+    return (ask_gap if gap else ask)(fact, int(g.integers(99)), split, _blurred(g, dials))
+
+def _blurred(g, dials):
+    "A template with words that cannot be read, as a reader meets words it does not know; or None. So it learns to go by the others."
+    if not dials.noise or g.random() < .5: return None
+    return lambda template: " ".join(w if "{" in w or g.random() >= dials.noise else UNSEEN for w in template.split())
+
+def _without_answer(g, fact, known, part, split, dials):
     "A question like that for `fact`, about another attribute or about someone who is not there."
     there = {f.key for f in known}
     other = [a for a in SCHEMA[fact.kind] if (fact.subject, a) not in there]
     if other and g.random() < .5: f = replace(fact, attribute=other[int(g.integers(len(other)))])
     else: f = replace(fact, subject=_somebody(g, names(fact.kind, part), [s for s, _ in there], 0))
-    return replace(ask(f, int(g.integers(99)), split), answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN)
+    return replace(_ask(g, f, split, dials), answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN)
 
-# %% ../../nbs/api/19a_reading.ipynb #87f9bcfa
+# %% ../../nbs/api/19a_reading.ipynb #c5faf9f8
 def vocabulary():
     "Special tokens, then every word and sign of names, phrasings and values, sorted."
-    import re
+    return [*SPECIALS, *sorted(_words_of(lambda templates: templates))]
+
+def training_words():
+    "Those of the vocabulary that occur in training: without the words of the phrasings kept for testing."
+    return {*SPECIALS, "what", "What", *_words_of(lambda templates: ways(templates, "train"))}
+
+def _words_of(which):
     texts = [w for pair in NAMES.values() for ws in pair for w in ws] + list(OPENINGS) + [UNKNOWN, ":", "the"]
     for attributes in SCHEMA.values():
-        for a in attributes.values(): texts += [a.noun, *a.values, *(t.replace("{s}", " ").replace("{v}", " ") for t in (*a.says, *a.asks))]
+        for a in attributes.values(): texts += [a.noun, *a.values, *(t.replace("{s}", " ").replace("{v}", " ") for t in (*which(a.says), *which(a.asks)))]
     words = {w for t in texts for w in re.findall(r"\w+|[^\w\s]", t)}
     # A sentence may begin with any of them, and an opening makes a beginning small.
-    return [*SPECIALS, *sorted(words | {w.capitalize() for w in words} | {w[0].lower() + w[1:] for w in words})]
+    return words | {w.capitalize() for w in words} | {w[0].lower() + w[1:] for w in words}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'NAMES', 'SCHEMA', 'TESTED', 'OPENINGS', 'SHARE', 'UNKNOWN', 'HARDNESS', 'names', 'Attribute', 'Fact',
-           'Passage', 'Question', 'ways', 'say', 'phrasings', 'record', 'ask', 'ask_two', 'World']
+           'Passage', 'Question', 'ways', 'say', 'phrasings', 'record', 'ask', 'ask_gap', 'ask_two', 'World',
+           'base_world']
 
 # %% ../../nbs/api/19_world.ipynb #3008d812
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,7 @@ def names(
     order = rng("names", kind).permutation(len(first)*len(second))
     return tuple(f"{first[i // len(second)]} {second[i % len(second)]}" for i in order[PARTS.index(part)::len(PARTS)])
 
-# %% ../../nbs/api/19_world.ipynb #fdd84a7d
+# %% ../../nbs/api/19_world.ipynb #39f2cf46
 _YEARS = [str(y) for y in range(1900, 2000)]
 
 @dataclass(frozen=True)
@@ -67,75 +68,90 @@ SCHEMA = {
         "birth": _a("birth year", _YEARS,
                     ["{s} was born in {v}.", "The birth year of {s} is {v}.", "In {v}, {s} was born.", "{s}, born in {v}, is well remembered.", "It was in {v} that {s} came into the world.",
                      "{v} is the year of birth of {s}.", "Records give {v} as the year in which {s} was born.", "{s} has lived since {v}."],
-                    ["When was {s} born?", "In which year was {s} born?", "What is the birth year of {s}?", "What year did {s} come into the world?", "Since which year has {s} lived?"]),
+                    ["When was {s} born?", "In which year was {s} born?", "What is the birth year of {s}?", "What year was {s} born in?",
+                     "Which is the year of birth of {s}?", "Which year stands in the papers of {s}?", "When did the life of {s} begin?", "What year did {s} come into the world?", "Since which year has {s} lived?"]),
         "home": _a("home", (),
                    ["{s} lives in {v}.", "The home of {s} is {v}.", "{v} is where {s} lives.", "{s} has a house in {v}.", "In {v} lives {s}.", "{s} moved to {v} and stayed.",
                     "Whoever looks for {s} should go to {v}.", "{s} calls {v} home."],
-                   ["Where does {s} live?", "What is the home of {s}?", "In which town does {s} live?", "Where is the house of {s}?", "Which town does {s} call home?"], "place"),
+                   ["Where does {s} live?", "What is the home of {s}?", "In which town does {s} live?", "In which place does {s} have a home?",
+                    "Where should one look for {s}?", "What is the address of {s}?", "To which town did {s} move?", "Where is the house of {s}?", "Which town does {s} call home?"], "place"),
         "job": _a("profession", ["baker", "doctor", "farmer", "judge", "miner", "nurse", "painter", "pilot", "sailor", "smith", "tailor", "teacher", "weaver", "writer", "gardener", "lawyer"],
                   ["{s} is a {v}.", "{s} works as a {v}.", "The profession of {s} is {v}.", "By profession {s} is a {v}.", "{s} earns a living as a {v}.", "{s} was trained as a {v}.",
                    "People know {s} as a {v}.", "As a {v}, {s} is never out of work."],
-                  ["What does {s} do for a living?", "What is the profession of {s}?", "As what does {s} work?", "What was {s} trained as?", "What work does {s} have?"]),
+                  ["What does {s} do for a living?", "What is the profession of {s}?", "As what does {s} work?", "By profession, what is {s}?",
+                   "How does {s} earn money?", "Which calling does {s} follow?", "What kind of work is done by {s}?", "What was {s} trained as?", "What work does {s} have?"]),
         "employer": _a("employer", (),
                        ["{s} works for {v}.", "The employer of {s} is {v}.", "{v} employs {s}.", "{s} is employed by {v}.", "{s} was hired by {v}.", "{s} has a contract with {v}.",
                         "{v} pays the wages of {s}.", "{s} is on the staff of {v}."],
-                       ["For whom does {s} work?", "Who is the employer of {s}?", "Who employs {s}?", "By whom was {s} hired?", "Who pays the wages of {s}?"], "organisation"),
+                       ["For whom does {s} work?", "Who is the employer of {s}?", "Who employs {s}?", "At which company is {s} employed?",
+                        "With whom does {s} have a job?", "Which firm has {s} on its list of workers?", "Whose worker is {s}?", "By whom was {s} hired?", "Who pays the wages of {s}?"], "organisation"),
         "music": _a("instrument", ["banjo", "cello", "drum", "fiddle", "flute", "guitar", "harp", "horn", "lute", "oboe", "organ", "trumpet", "tuba", "viola", "zither", "bassoon"],
                     ["{s} plays the {v}.", "The instrument of {s} is the {v}.", "{s} learned the {v}.", "On the {v}, {s} is a master.", "{s} owns a {v}.", "{s} practises the {v} every day.",
                      "Give {s} a {v} and there will be music.", "The sound of the {v} fills the house of {s}."],
-                    ["What does {s} play?", "What is the instrument of {s}?", "Which instrument did {s} learn?", "What does {s} practise every day?", "On what does {s} make music?"]),
+                    ["What does {s} play?", "What is the instrument of {s}?", "Which instrument did {s} learn?", "Of which instrument is {s} a master?",
+                     "What does {s} play in the evening?", "What instrument stands in the house of {s}?", "What can {s} play well?", "What does {s} practise every day?", "On what does {s} make music?"]),
         "dish": _a("favourite dish", ["bread", "cheese", "curry", "dumplings", "fish", "goulash", "ham", "lentils", "noodles", "omelette", "pancakes", "pie", "porridge", "rice", "soup", "stew"],
                    ["{s} likes {v} best.", "The favourite dish of {s} is {v}.", "Nothing pleases {s} more than {v}.", "{s} eats {v} whenever possible.", "{s} always orders {v}.", "For {s} there is nothing like {v}.",
                     "At the table of {s} there is {v}.", "Serve {v} and {s} will stay."],
-                   ["What does {s} like to eat?", "What is the favourite dish of {s}?", "What does {s} always order?", "Which dish pleases {s} most?", "What should one serve to {s}?"]),
+                   ["What does {s} like to eat?", "What is the favourite dish of {s}?", "What does {s} always order?", "What is most often on the plate of {s}?",
+                    "Which food does {s} like best?", "What does {s} eat with pleasure?", "Which meal would {s} choose?", "Which dish pleases {s} most?", "What should one serve to {s}?"]),
     },
     "place": {
         "founded": _a("founding year", _YEARS,
                       ["{s} was founded in {v}.", "The founding year of {s} is {v}.", "In {v}, {s} was founded.", "{s} goes back to {v}.", "The first stone of {s} was laid in {v}.", "{s} has existed since {v}.",
                        "{v} saw the birth of {s}.", "The history of {s} begins in {v}."],
-                      ["When was {s} founded?", "In which year was {s} founded?", "What is the founding year of {s}?", "Since when has {s} existed?", "When does the history of {s} begin?"]),
+                      ["When was {s} founded?", "In which year was {s} founded?", "What is the founding year of {s}?", "What year was {s} founded in?",
+                       "From which year are the oldest houses of {s}?", "When was the first stone of {s} laid?", "In what year did {s} begin?", "Since when has {s} existed?", "When does the history of {s} begin?"]),
         "river": _a("river", ["Alva", "Brel", "Corva", "Dunn", "Elka", "Fenn", "Garn", "Hesk", "Ister", "Jolla", "Kess", "Lorne", "Mure", "Nadda", "Orle", "Pask"],
                     ["{s} lies on the {v}.", "The river of {s} is the {v}.", "The {v} flows through {s}.", "{s} was built beside the {v}.", "In {s} one bathes in the {v}.", "The bridges of {s} cross the {v}.",
                      "The water of {s} comes from the {v}.", "The {v} has often flooded {s}."],
-                    ["Which river flows through {s}?", "What is the river of {s}?", "On which river does {s} lie?", "What do the bridges of {s} cross?", "Where does the water of {s} come from?"]),
+                    ["Which river flows through {s}?", "What is the river of {s}?", "On which river does {s} lie?", "Beside which river was {s} built?",
+                     "What is the name of the river at {s}?", "Which water passes {s}?", "In which river do the people of {s} swim?", "What do the bridges of {s} cross?", "Where does the water of {s} come from?"]),
         "colour": _a("colour", ["black", "blue", "brown", "gold", "green", "grey", "orange", "pink", "purple", "red", "silver", "white", "yellow", "crimson", "violet", "amber"],
                      ["The flag of {s} is {v}.", "The colour of {s} is {v}.", "{s} has a {v} flag.", "In {s} one waves a {v} flag.", "Over {s} flies a {v} flag.", "{s} chose {v} for its flag.",
                       "{v} is what they wear in {s} on holidays.", "Whoever sees a {v} flag is near {s}."],
-                     ["What colour is the flag of {s}?", "What is the colour of {s}?", "Which colour did {s} choose?", "What colour flies over {s}?", "What do they wear in {s} on holidays?"]),
+                     ["What colour is the flag of {s}?", "What is the colour of {s}?", "Which colour did {s} choose?", "Which colour is the flag of {s}?",
+                      "What is the flag of {s} like?", "In which colour does {s} paint its flag?", "By what colour does one know {s}?", "What colour flies over {s}?", "What do they wear in {s} on holidays?"]),
     },
     "organisation": {
         "founded": _a("founding year", _YEARS,
                       ["{s} was founded in {v}.", "The founding year of {s} is {v}.", "In {v}, {s} opened its doors.", "{s} has traded since {v}.", "{s} was set up in {v}.", "The first year of {s} was {v}.",
                        "Business at {s} began in {v}.", "{v} is written above the door of {s}."],
-                      ["When was {s} founded?", "In which year was {s} founded?", "What is the founding year of {s}?", "When was {s} set up?", "What year is written above the door of {s}?"]),
+                      ["When was {s} founded?", "In which year was {s} founded?", "What is the founding year of {s}?", "What year was {s} founded in?",
+                       "Which year was the first of {s}?", "When did {s} open its doors?", "In what year did {s} begin to trade?", "When was {s} set up?", "What year is written above the door of {s}?"]),
         "trade": _a("trade", ["beer", "books", "cars", "coal", "cotton", "glass", "insurance", "leather", "maps", "paper", "salt", "shoes", "silk", "steel", "toys", "wine"],
                     ["{s} trades in {v}.", "The trade of {s} is {v}.", "{s} sells {v}.", "{s} is known for {v}.", "{v} made {s} rich.", "{s} lives by {v}.", "Those who want {v} go to {s}.", "The business of {s} is {v}."],
-                    ["What does {s} sell?", "What is the trade of {s}?", "In what does {s} trade?", "What made {s} rich?", "What is the business of {s}?"]),
+                    ["What does {s} sell?", "What is the trade of {s}?", "In what does {s} trade?", "With what does {s} make its money?",
+                     "Which goods does {s} have?", "What can one buy from {s}?", "What is {s} known for?", "What made {s} rich?", "What is the business of {s}?"]),
         "seat": _a("seat", (),
                    ["{s} has its seat in {v}.", "The seat of {s} is {v}.", "{s} is run from {v}.", "The offices of {s} are in {v}.", "In {v} one finds {s}.", "{s} settled in {v}.",
                     "Letters to {s} go to {v}.", "{v} is the town of {s}."],
-                   ["Where is the seat of {s}?", "What is the seat of {s}?", "From where is {s} run?", "Where are the offices of {s}?", "Where do letters to {s} go?"], "place"),
+                   ["Where is the seat of {s}?", "What is the seat of {s}?", "From where is {s} run?", "In which town is {s}?",
+                    "What is the address of {s}?", "Where does one find {s}?", "Which town is the home of {s}?", "Where are the offices of {s}?", "Where do letters to {s} go?"], "place"),
     },
     "thing": {
         "made": _a("year of make", _YEARS,
                    ["The {s} was made in {v}.", "The year of make of the {s} is {v}.", "In {v} the {s} was made.", "The {s} dates from {v}.", "The {s} left the workshop in {v}.", "The {s} has been in use since {v}.",
                     "{v} is engraved on the {s}.", "The {s} is a piece of {v}."],
-                   ["When was the {s} made?", "In which year was the {s} made?", "What is the year of make of the {s}?", "From when does the {s} date?", "What year is engraved on the {s}?"]),
+                   ["When was the {s} made?", "In which year was the {s} made?", "What is the year of make of the {s}?", "What year was the {s} made in?",
+                    "In what year did they build the {s}?", "When did the {s} leave the workshop?", "Of which year is the {s}?", "From when does the {s} date?", "What year is engraved on the {s}?"]),
         "material": _a("material", ["brass", "bronze", "cedar", "clay", "copper", "cork", "ebony", "iron", "ivory", "marble", "nickel", "oak", "pewter", "pine", "tin", "walnut"],
                        ["The {s} is made of {v}.", "The material of the {s} is {v}.", "They made the {s} out of {v}.", "The {s} consists of {v}.", "{v} was used for the {s}.", "For the {s} one took {v}.",
                         "Touch the {s} and you feel {v}.", "The {s} is all {v}."],
-                       ["What is the {s} made of?", "What is the material of the {s}?", "Of what does the {s} consist?", "What was used for the {s}?", "What does one feel when touching the {s}?"]),
+                       ["What is the {s} made of?", "What is the material of the {s}?", "Of what does the {s} consist?", "What material is the {s} made of?",
+                        "Out of what did they make the {s}?", "Which stuff is in the {s}?", "What kind of material has the {s}?", "What was used for the {s}?", "What does one feel when touching the {s}?"]),
         "maker": _a("maker", (),
                     ["The {s} was made by {v}.", "The maker of the {s} is {v}.", "{v} made the {s}.", "The {s} comes from {v}.", "{v} sells the {s}.", "The {s} is a product of {v}.",
                      "The {s} bears the mark of {v}.", "{v} is proud of the {s}."],
-                    ["Who made the {s}?", "Who is the maker of the {s}?", "From whom does the {s} come?", "Whose product is the {s}?", "Whose mark does the {s} bear?"], "organisation"),
+                    ["Who made the {s}?", "Who is the maker of the {s}?", "From whom does the {s} come?", "By whom was the {s} made?",
+                     "Which firm made the {s}?", "Who built the {s}?", "Which maker does the {s} have?", "Whose product is the {s}?", "Whose mark does the {s} bear?"], "organisation"),
     },
 }
 TESTED = 2  # so many ways of saying and of asking, the last ones, are kept for testing
 OPENINGS = ("", "As is well known, ", "According to the register, ", "The newspaper says: ")  # before a sentence, for more variety
 SHARE = {"person": 10, "place": 1, "organisation": 1, "thing": 2}  # entities of each kind, relative to each other
 
-# %% ../../nbs/api/19_world.ipynb #40fb249e
+# %% ../../nbs/api/19_world.ipynb #9e54789b
 @dataclass(frozen=True)
 class Fact:
     "One attribute of one entity."
@@ -180,10 +196,12 @@ def say(
     fact:Fact,
     way=0, # number of the phrasing; any whole number
     split="train", # "test" for the phrasings kept back
+    edit=None, # changes the template before it is filled in
 ): # -> one sentence
     "The fact in words. Successive numbers give all templates first, then all with the next opening."
     templates = ways(fact.about.says, split)
-    opening, sentence = OPENINGS[way // len(templates) % len(OPENINGS)], templates[way % len(templates)].format(s=fact.subject, v=fact.value)
+    template = templates[way % len(templates)]
+    opening, sentence = OPENINGS[way // len(templates) % len(OPENINGS)], (edit(template) if edit else template).format(s=fact.subject, v=fact.value)
     # A name keeps its capital after an opening.
     return opening + (sentence[0].lower() + sentence[1:] if opening and not sentence.startswith((fact.subject, fact.value)) else sentence[0].upper() + sentence[1:])
 
@@ -197,10 +215,24 @@ def ask(
     fact:Fact,
     way=0, # number of the phrasing
     split="train", # "test" for the phrasings kept back
+    edit=None, # changes the template before it is filled in
 ): # -> Question
     "A question that the fact answers."
     templates = ways(fact.about.asks, split)
-    return Question(templates[way % len(templates)].format(s=fact.subject), fact.value, (fact,), "direct", record(fact)[:-1])
+    template = templates[way % len(templates)]
+    return Question((edit(template) if edit else template).format(s=fact.subject), fact.value, (fact,), "direct", record(fact)[:-1])
+
+def ask_gap(
+    fact:Fact,
+    way=0, # number of the phrasing
+    split="train", # "test" for the phrasings kept back
+    edit=None, # changes the template before it is filled in
+): # -> Question
+    "A statement with a gap as a question: 'Mara Tolberg was born in what?'"
+    templates = ways(fact.about.says, split)
+    template = templates[way % len(templates)]
+    text = (edit(template) if edit else template).format(s=fact.subject, v="what").rstrip(".") + "?"
+    return Question(text[0].upper() + text[1:], fact.value, (fact,), "direct", record(fact)[:-1])
 
 def ask_two(
     first:Fact, # leads to an entity
@@ -213,7 +245,7 @@ def ask_two(
     text = templates[way % len(templates)].format(s=f"the {first.about.noun} of {subject}").replace("the the", "the")
     return Question(text, second.value, (first, second), "two_hop", f"{record(first)} {record(second)[:-1]}")
 
-# %% ../../nbs/api/19_world.ipynb #43e5438e
+# %% ../../nbs/api/19_world.ipynb #58572d24
 @dataclass
 class World:
     "Made-up entities and their facts, all decided by `seed`, `size` and `part`."
@@ -318,21 +350,29 @@ class World:
         g = rng("distractors", self.seed, *fact.key, hardness, seed)
         if hardness == "random": pool = [s for s in self.by_subject if s != fact.subject]
         elif hardness == "same_attribute": pool = [s for s in self.entities[fact.kind] if s != fact.subject]
-        elif hardness == "same_name": return [self._namesake(fact, g, i, split, seed) for i in range(n)]
+        elif hardness == "same_name": return self._namesakes(fact, g, n, split, seed)
         else: raise TaskError(unknown_name("hardness", hardness, HARDNESS))
         if len(pool) < n: raise TaskError(f"this world has only {len(pool)} other passages of that kind, {n} are wanted; make it larger (size={2*self.size})")
         return [self.passage(pool[i], None, split, seed) for i in g.permutation(len(pool))[:n]]
 
-    def _namesake(self, fact, g, i, split, seed):
-        # Someone of the same part who shares one of the two words, with facts of his own; he need not live in this world.
-        words, k = fact.subject.split(), i % 2
-        like = [s for s in names(fact.kind, self.part) if s.split()[k] == words[k] and s != fact.subject]
-        if not like: raise TaskError(f"nobody else is called {words[k]}")
-        name, facts = like[int(g.integers(len(like)))], []
-        for n, a in SCHEMA[fact.kind].items():
-            pool = self.entities[a.leads] if a.leads else a.values
-            facts.append(Fact(name, fact.kind, n, pool[int(g.integers(len(pool)))]))
-        facts = [facts[j] for j in g.permutation(len(facts))]
-        return Passage(name, name, " ".join(say(f, int(g.integers(len(ways(f.about.says, split)))), split) for f in facts), tuple(facts))
+    def _namesakes(self, fact, g, n, split, seed):
+        # People of the same part who share one of the two words; those who do not live in this world get facts of their own.
+        words = fact.subject.split()
+        like = [s for s in names(fact.kind, self.part) if s != fact.subject and set(s.split()) & set(words)]
+        if len(like) < n: raise TaskError(f"only {len(like)} others share a name with {fact.subject}, {n} are wanted")
+        out = []
+        for i in g.permutation(len(like))[:n]:
+            name, facts = like[i], []
+            if name in self.by_subject: out.append(self.passage(name, None, split, seed)); continue
+            for a, about in SCHEMA[fact.kind].items():
+                pool = self.entities[about.leads] if about.leads else about.values
+                facts.append(Fact(name, fact.kind, a, pool[int(g.integers(len(pool)))]))
+            facts = [facts[j] for j in g.permutation(len(facts))]
+            out.append(Passage(name, name, " ".join(say(f, int(g.integers(len(ways(f.about.says, split)))), split) for f in facts), tuple(facts)))
+        return out
 
 HARDNESS = ("random", "same_attribute", "same_name")
+
+def base_world():
+    "The world that the bundled reader knows by heart."
+    return World(600, "base", 0)
