@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/api/90_cli.ipynb #d6406eaf
+# %% ../nbs/api/90_cli.ipynb #56b0b23b
 import argparse, json, os, sys
 
 import finetune_nb
 from .core.errors import FinetuneError, SettingsError
+from .core.interrupt import heed_interrupts
 from .core.settings import PROFILES, SCHEMA, settings
 
 # %% ../nbs/api/90_cli.ipynb #e1c59a7a
@@ -120,15 +121,16 @@ def _doctor(a):
     for k, v in s.items(): print(f"  {SCHEMA[k].section + '.' + k:22} {v if v is not None else 'auto'}")
     print("ready" if not trouble else "not ready:\n" + "\n".join(trouble))
 
-# %% ../nbs/api/90_cli.ipynb #09489e23
+# %% ../nbs/api/90_cli.ipynb #232fb88f
 def main(
     argv=None, # list of arguments; None for the command line's
 ): # -> exit status
     "The `finetune-nb` command."
     try:
-        a = _parser().parse_args(argv)
-        result = {"doctor": _doctor, "list": _list, "compare": _compare}[a.command](a)
-        if result is not None: print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
+        with heed_interrupts():
+            a = _parser().parse_args(argv)
+            result = {"doctor": _doctor, "list": _list, "compare": _compare}[a.command](a)
+            if result is not None: print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
         return 0
     except FinetuneError as e: print(f"error: {e}", file=sys.stderr); return e.exit_code
     except KeyboardInterrupt: print("interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr); return 130

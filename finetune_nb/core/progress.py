@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['in_notebook', 'progress']
 
-# %% ../../nbs/api/04_progress.ipynb #3bfae135
+# %% ../../nbs/api/04_progress.ipynb #df286953
 import sys
 
-# %% ../../nbs/api/04_progress.ipynb #0a246ffd
+from .interrupt import stop_if_interrupted
+
+# %% ../../nbs/api/04_progress.ipynb #96e0c3db
 def in_notebook():
     "Is this running in a Jupyter kernel?"
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -20,11 +22,16 @@ def progress(
     what="", # short name of the work
     quiet=False, # draw nothing?
 ): # -> iterator over the items
-    "Iterate over `items` behind a progress bar fit for the place."
-    if quiet: yield from items
-    elif in_notebook():
+    "Iterate over `items` behind a progress bar fit for the place, and stop between two of them if that was asked for."
+    for item in _behind_bar(items, total, what, quiet):
+        stop_if_interrupted()
+        yield item
+    stop_if_interrupted()
+
+def _behind_bar(items, total, what, quiet):
+    if quiet: return items
+    if in_notebook():
         from fastprogress.fastprogress import progress_bar
-        yield from progress_bar(items, total=len(items) if total is None else total, comment=what)
-    else:
-        from tqdm import tqdm
-        yield from tqdm(items, total=total, desc=what, file=sys.stderr, mininterval=0.5, leave=False)
+        return progress_bar(items, total=len(items) if total is None else total, comment=what)
+    from tqdm import tqdm
+    return tqdm(items, total=total, desc=what, file=sys.stderr, mininterval=0.5, leave=False)

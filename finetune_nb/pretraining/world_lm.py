@@ -56,7 +56,7 @@ def world_model(
     config = transformers.Lfm2Config(**(architecture or ARCHITECTURE), vocab_size=len(tok), pad_token_id=tok.pad_token_id, bos_token_id=None, eos_token_id=tok.eos_token_id)
     return transformers.Lfm2ForCausalLM(config)
 
-# %% ../../nbs/pretraining/04_world_lm.ipynb #125884ed
+# %% ../../nbs/pretraining/04_world_lm.ipynb #d6458ad1
 @dataclass(frozen=True)
 class Stage:
     "A part of the pre-training."
@@ -73,7 +73,7 @@ _ROUGH = dict(noise=.3, gaps=.3)
 STAGES = (  # bare records; from records to prose; more look-alikes
     Stage(4000, Dials((2, 4), (1,), 1., 1., .2, 0., 0.), Dials((2, 4), (1, 2), .8, 1., .2, .02, 0.), .9, 1., 0.),
     Stage(6000, Dials(FEW, (1, 2, 3), .8, 1., .25, .05, .05, **_ROUGH), Dials(FEW, (1, 2, 3), .8, .05, .25, .15, .15, **_ROUGH), .85),
-    Stage(6000, Dials(_MANY, (1, 2, 3), .85, .05, .3, .2, .2, **_ROUGH), Dials(_MANY, (1, 2, 3, 6), .85, .02, .3, .2, .2, noise=.2, gaps=.2)),
+    Stage(6000, Dials(_MANY, (1, 2, 3), .85, .05, .3, .25, .2, **_ROUGH), Dials(_MANY, (1, 2, 3, 6), .85, .02, .3, .25, .2, noise=.2, gaps=.2)),
 )
 
 def between(

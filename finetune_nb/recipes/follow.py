@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['DivergedError', 'FollowPlan']
 
-# %% ../../nbs/api/41a_follow.ipynb #ba982247
+# %% ../../nbs/api/41a_follow.ipynb #4f16a52f
 import math
 
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelValidException
 
+from ..core.interrupt import stop_if_interrupted
 from ..core.errors import RecipeError
 from .plan import Plan
 from ..tuning.freeze import forget_frozen, freeze_groups
 from ..tuning.score import score
 
-# %% ../../nbs/api/41a_follow.ipynb #5d589a9d
+# %% ../../nbs/api/41a_follow.ipynb #46cb4266
 class DivergedError(RecipeError): "Training left the range of numbers."
 
 class FollowPlan(Callback):
@@ -86,6 +87,7 @@ class FollowPlan(Callback):
         self.losses.append(loss)
         self.step += 1
         stop = self.step in self.measure_at and self._measure()
+        stop_if_interrupted()
         if self.on_step: self.on_step(self.step)
         if stop or self.step == self.plan.steps: raise CancelFitException()
         if self.store: self.store.save(self)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['code_hash', 'run_config', 'model_id', 'do_run', 'do_runs']
 
-# %% ../../nbs/api/51_runs.ipynb #18440ac3
+# %% ../../nbs/api/51_runs.ipynb #e8d9a656
 import time
 from functools import lru_cache
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import finetune_nb
 from ..core.errors import FinetuneError
+from ..core.interrupt import stop_if_interrupted
 from ..core.files import content_hash, read_json, sha256, write_json
 
 # %% ../../nbs/api/51_runs.ipynb #0032a94a
@@ -52,7 +53,7 @@ def model_id(model):
         if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
     return model
 
-# %% ../../nbs/api/51_runs.ipynb #930abbc1
+# %% ../../nbs/api/51_runs.ipynb #0f69eb84
 def do_run(
     config, # everything that decides the result, of `run_config` for instance
     place, # dict of where things are on this machine: store, and what `work` needs (task, model, weights, skip_bad, offline)
@@ -66,7 +67,9 @@ def do_run(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder/"lock"):
         if done.exists(): return read_json(done)
-        write_json(done, record := dict(config=config, results=(work or _train)(config, place, folder)))
+        results = (work or _train)(config, place, folder)
+        stop_if_interrupted()  # what was interrupted half-way is not a result
+        write_json(done, record := dict(config=config, results=results))
         return record
 
 def _train(config, place, folder):

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from ..core.errors import TaskError, unknown_name
 from ..core.seeds import rng
 
-# %% ../../nbs/api/19_world.ipynb #0c17a551
+# %% ../../nbs/api/19_world.ipynb #020b9922
 _ONSETS, _MIDDLES, _ENDS = "b br d f g k l m n p r s t v z".split(), "a e i o u".split(), "n l r s th x m".split()
 
 _AVOID = ("sex", "penis", "pis", "nazi", "rap", "dum", "fart")  # syllables know no manners
@@ -44,10 +44,12 @@ def names(
     kind, # person, place, organisation or thing
     part, # one of `PARTS`
 ): # -> tuple of names in a fixed, mixed order
-    "All names of a part; the parts share none."
+    "All names of a part; the parts share no name, but each has all the words."
     first, second = NAMES[kind]
+    a, b = (rng("names", kind, i).permutation(len(words)) for i, words in enumerate(NAMES[kind]))
     order = rng("names", kind).permutation(len(first)*len(second))
-    return tuple(f"{first[i // len(second)]} {second[i % len(second)]}" for i in order[PARTS.index(part)::len(PARTS)])
+    pairs = [(i // len(second), i % len(second)) for i in order]
+    return tuple(f"{first[i]} {second[j]}" for i, j in pairs if (a[i] + b[j]) % len(PARTS) == PARTS.index(part))
 
 # %% ../../nbs/api/19_world.ipynb #39f2cf46
 _YEARS = [str(y) for y in range(1900, 2000)]
