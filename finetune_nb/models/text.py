@@ -6,7 +6,7 @@
 __all__ = ['TextClassifier', 'AWDClassifier', 'TransformersClassifier', 'create_text_model', 'load_text_model', 'modality_of',
            'text_ids', 'load_tokenizer', 'HubTokenizer']
 
-# %% ../../nbs/api/24_text_models.ipynb #34d0bfe2
+# %% ../../nbs/api/24_text_models.ipynb #89cb9fd3
 import json
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.errors import ModelError, unknown_name
 from ..core.files import content_hash, read_json
-from .hub import config_and_tokenizer, fetch, import_text, quiet
+from .hub import config_and_tokenizer, context_length, fetch, import_text, quiet
 from .load import fill, model_folder, read_weights
 from .language import PieceTokenizer
 
@@ -144,7 +144,7 @@ def load_tokenizer(
     if not Path(folder).is_dir(): raise ModelError(f"no such folder: {folder}")
     with quiet(): return HubTokenizer(fetch(str(folder), "tokeniser", "yes", lambda: import_text().AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)))
 
-# %% ../../nbs/api/24_text_models.ipynb #05e04cf2
+# %% ../../nbs/api/24_text_models.ipynb #bab2328a
 class HubTokenizer:
     "A transformers tokeniser behind the kit's call."
     def __init__(self, tok):
@@ -173,8 +173,7 @@ def _load_transformers(source, name, num_classes, weights, pretrained, size, off
         given = {k if k.startswith(body) or k in names else body + k: v for k, v in read_weights(weights).items()}
         fill(model, given, weights, [k for k in {**names, **given} if not k.startswith(body)])
     _new_head(model)
-    limits = [n for n in (tok.model_max_length, getattr(config, "max_position_embeddings", None)) if n and n < 10**6]
-    length = min([size or 128, *limits])
+    length = min(size or 128, context_length(tok, config) or 10**6)
     net, encode = TransformersClassifier(model, tok.pad_token_id, side), HubTokenizer(tok)
     arch = dict(architecture="transformers", config=json.loads(config.to_json_string(use_diff=False)), pad_id=tok.pad_token_id, max_length=length)
     net.kit_config = dict(name=name, modality="text", architecture=arch, num_classes=num_classes,

@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'ARCHITECTURE', 'corpus', 'split_corpus', 'learn_pieces', 'baselines', 'start_bias', 'pretrain', 'card',
            'main']
 
-# %% ../../nbs/pretraining/03_docs_lm.ipynb #4b80b176
+# %% ../../nbs/pretraining/03_docs_lm.ipynb #9e99e67e
 import heapq, json, math, sys, sysconfig
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..core.progress import progress
 from ..core.seeds import rng, set_seed
 from ..models.load import BUNDLED
 from ..models.language import SPECIALS, PieceTokenizer, Streams, language_model, lm_state, load_lm_state, perplexity, split_words
-from .loop import rate_at, run_command
+from .loop import load_optimisers, optimiser_tensors, rate_at, run_command
 from ..tasks.docs import PACKAGES, Fresh, licence_of, package_root, read_texts
 
 # %% ../../nbs/pretraining/03_docs_lm.ipynb #3dd092c5
@@ -107,7 +107,7 @@ def baselines(
     whole = count(train)
     return dict(unigram=score(whole, held, 0.), bigram=score(whole, held, mix))
 
-# %% ../../nbs/pretraining/03_docs_lm.ipynb #55a04a05
+# %% ../../nbs/pretraining/03_docs_lm.ipynb #bc691e1e
 ARCHITECTURE = dict(architecture="awd_lstm", emb_sz=128, n_hid=256, n_layers=2)
 
 def start_bias(model, encoded):
@@ -116,16 +116,12 @@ def start_bias(model, encoded):
     with torch.no_grad(): model[1].decoder.bias.copy_((counts/counts.sum()).log())
 
 def _pack(model, opt):
-    names = {p: n for n, p in model.named_parameters()}
-    out = {f"model/{k}": v for k, v in lm_state(model).items()}
-    for p, s in opt.state.items(): out |= {f"opt/{names[p]}/{k}": v for k, v in s.items()}
+    out = {f"model/{k}": v for k, v in lm_state(model).items()} | optimiser_tensors(model, opt)
     return out | {f"hidden/{l}/{i}": h for l, hs in enumerate(model[0].hidden) for i, h in enumerate(hs)}
 
 def _unpack(tensors, model, opt):
     load_lm_state(model, {k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
-    params = dict(model.named_parameters())
-    for k, v in tensors.items():
-        if k.startswith("opt/"): _, name, slot = k.split("/"); opt.state[params[name]][slot] = v
+    load_optimisers(tensors, model, opt)
     layers = range(len(model[0].rnns))
     model[0].hidden = [tuple(tensors[f"hidden/{l}/{i}"] for i in (0, 1)) for l in layers]
     model[0].bs = model[0].hidden[0][0].shape[1]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARCHITECTURE', 'INPUT', 'split_bank', 'batch', 'pretrain', 'accuracy', 'card', 'main']
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #432ad6f8
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #27cbf1fc
 import json, math, sys
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ..core.progress import progress
 from ..core.seeds import rng, set_seed
 from ..models.architecture import create_model, to_fast_layout
 from ..models.load import BUNDLED
-from .loop import rate_at, run_command
+from .loop import load_optimisers, optimiser_tensors, rate_at, run_command
 from ..tasks.glyphs import FONTS, GlyphBank, distort, glyph_bank, pretraining_chars
 
 # %% ../../nbs/pretraining/01_glyph_resnet.ipynb #9fa70879
@@ -58,7 +58,7 @@ def _by_class(bank):
 ARCHITECTURE = dict(architecture="resnet10t", channels=[24, 48, 96, 192], stem_width=24, in_chans=1, stem_pool=False)
 INPUT = dict(size=32, channels=1, mean=[0.25], std=[0.3])  # rounded statistics of the distorted glyphs
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #d91cc27d
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #6788f421
 def _optimizer(model, peak, weight_decay):
     # Norms and biases are not decayed: pulling a scale towards zero shrinks the signal, it does not simplify the function.
     decay = [p for p in model.parameters() if p.ndim > 1]
@@ -66,19 +66,11 @@ def _optimizer(model, peak, weight_decay):
     return torch.optim.AdamW([{"params": decay}, {"params": plain, "weight_decay": 0.}], lr=peak, weight_decay=weight_decay, fused=True)
 
 def _pack(model, opt):
-    names = {p: n for n, p in model.named_parameters()}
-    out = {f"model/{k}": v for k, v in model.state_dict().items()}
-    for p, s in opt.state.items(): out |= {f"opt/{names[p]}/{k}": v for k, v in s.items()}
-    return out
+    return {f"model/{k}": v for k, v in model.state_dict().items()} | optimiser_tensors(model, opt)
 
 def _unpack(tensors, model, opt):
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
-    params = dict(model.named_parameters())
-    for k, v in tensors.items():
-        if k.startswith("opt/"):
-            _, name, slot = k.split("/")
-            # Moments must lie in memory as their parameter does: the fused step checks it.
-            opt.state[params[name]][slot] = v if slot == "step" else torch.empty_like(params[name], memory_format=torch.preserve_format).copy_(v)
+    load_optimisers(tensors, model, opt)
 
 def pretrain(
     out, # folder for the checkpoint

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INSTRUCTION', 'CLOSED', 'render', 'Answer', 'Generator', 'load_lm']
 
-# %% ../../nbs/api/48_generate.ipynb #ffc531aa
+# %% ../../nbs/api/48_generate.ipynb #017474c6
 import re
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ import torch
 from ..core.errors import FinetuneError
 from ..core.progress import progress
 from ..models.causal import load_causal
+from ..models.hub import context_length
 from ..tasks.reading import SPECIALS, read_answer
 from ..tasks.world import UNKNOWN
 
@@ -49,13 +50,12 @@ class Answer:
     @property
     def unknown(self): return self.value == UNKNOWN
 
-# %% ../../nbs/api/48_generate.ipynb #5199976e
+# %% ../../nbs/api/48_generate.ipynb #8c7650c6
 class Generator:
     "A causal language model that answers questions, with passages or without."
     def __init__(self, model, tok, longest=24, size=32):
         self.model, self.tok, self.longest, self.size = model.eval(), tok, longest, size
-        limits = [n for n in (tok.model_max_length, getattr(model.config, "max_position_embeddings", None)) if n and n < 10**6]
-        self.context = min(limits) if limits else None
+        self.context = context_length(tok, model.config)
         self.restates = set(SPECIALS) <= set(tok.get_vocab())  # the kit's own readers: "NAME noun VALUE"
 
     @property

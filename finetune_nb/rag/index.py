@@ -121,7 +121,7 @@ class LSA:
         self.tfidf.idf_, self.components = tensors["idf"].numpy(), tensors["components"].numpy()
         return self
 
-# %% ../../nbs/api/46a_index.ipynb #c923f616
+# %% ../../nbs/api/46a_index.ipynb #0a0cbbc9
 class TextEncoder:
     "A model of transformers as a function from texts to vectors."
     def __init__(
@@ -131,7 +131,7 @@ class TextEncoder:
         size=32, # texts at once
     ):
         import torch
-        from finetune_nb.models.hub import config_and_tokenizer, fetch, import_text, quiet
+        from finetune_nb.models.hub import config_and_tokenizer, context_length, fetch, import_text, quiet
         path = Path(name).expanduser()
         if not path.is_dir() and str(name).startswith((".", "/", "~")): raise ModelError(f"no such model folder: {name}")
         if path.is_dir() and not (path/"config.json").is_file(): raise ModelError(f"{path} has no config.json; a folder of an encoder holds config.json, model.safetensors and the tokeniser's files")
@@ -157,7 +157,7 @@ class TextEncoder:
         if lost: raise ModelError(f"'{source}' does not hold weights for this architecture: {len(lost)} missing or of another shape, such as '{lost[0]}'")
         self.model = (model.get_encoder() if config.is_encoder_decoder else model).to(self.device).eval()
         own = (self._file(source, "sentence_bert_config.json", offline) or {}).get("max_seq_length")
-        self.longest = min(n for n in (512, own, self.tok.model_max_length, getattr(config, "max_position_embeddings", None)) if n)
+        self.longest = min(n for n in (512, own, context_length(self.tok, config)) if n)
 
     @staticmethod
     def _file(source, file, offline):

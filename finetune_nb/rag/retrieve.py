@@ -21,10 +21,11 @@ from .index import LSA, BM25Index, DenseIndex, Words, best_rows, load_encoder, s
 from .metrics import ids_of, recall_at
 from ..tasks.world import Fact, Passage, World, ask, say
 
-# %% ../../nbs/api/47_retrieve.ipynb #3144d107
+# %% ../../nbs/api/47_retrieve.ipynb #a13d1c18
 HOWS = ("bm25", "dense", "hybrid")
 FUSION, POOL = 60, 50  # constant of reciprocal rank fusion; places of each ranking that take part, at least
 _FORMAT = 1  # of the saved folder
+_KEPT = ("how", "rerank_depth", "k1", "b", "stopwords", "dimension", "seed", "rebuild_at")  # arguments that are saved with it
 
 @dataclass(frozen=True)
 class Hit:
@@ -190,7 +191,7 @@ class Retriever:
         vectors = self.dense.vectors()[list(self._where.values())] if self.dense else None
         self._build(self.passages, vectors)
 
-# %% ../../nbs/api/47_retrieve.ipynb #17832b45
+# %% ../../nbs/api/47_retrieve.ipynb #f2bcf753
 def _line(p):
     "A passage as a line of json; facts as lists of subject, kind, attribute, value."
     return json.dumps(None if p is None else [p.id, p.title, p.text, [[f.subject, f.kind, f.attribute, f.value] for f in p.facts if isinstance(f, Fact)]], ensure_ascii=False)
@@ -216,7 +217,7 @@ def save(
         if self.dense:
             for part in ("main", "fresh"): import_rag("faiss").write_index(getattr(self.dense, part), str(new/f"{part}.faiss"))
         if isinstance(self.encode, LSA): self.encode.save(new)
-        about = {k: getattr(self, k) for k in ("how", "rerank_depth", "k1", "b", "stopwords", "dimension", "seed", "rebuild_at")}
+        about = {k: getattr(self, k) for k in _KEPT}
         write_json(new/"retriever.json", about | dict(format=_FORMAT, encoder=None if callable(self.encoder) else str(self.encoder), rerank=bool(self.rerank), main=self._main,
                                                       mean_length=self.sparse and self.sparse.mean_length, files={p.relative_to(new).as_posix(): sha256(p) for p in sorted(new.rglob("*")) if p.is_file()}))
         if folder.exists(): folder.rename(work/"old")
@@ -252,7 +253,7 @@ def load(
     if about["how"] != "bm25" and about["encoder"] is None and encoder is None: raise ModelError(f"the encoder of {folder} was a function, which is not saved; give it again: Retriever.load(folder, encoder=...)")
     if about["rerank"] and rerank is None: raise ModelError(f"the re-ranker of {folder} was a function, which is not saved; give it again (rerank=...), or rerank=False to do without")
     self = cls.__new__(cls)
-    for k in ("how", "rerank_depth", "k1", "b", "stopwords", "dimension", "seed", "rebuild_at"): setattr(self, k, about[k])
+    for k in _KEPT: setattr(self, k, about[k])
     self.words, self.rerank, self.offline, self.encoder = Words(self.stopwords), rerank or None, offline, encoder or about["encoder"]
     self.encode = None if self.how == "bm25" else LSA.load(folder, self.words) if self.encoder == "lsa" else load_encoder(self.encoder, offline)
     self._rows, self._main = [_passage(json.loads(line)) for line in (folder/"passages.jsonl").read_text(encoding="utf-8").split("\n")[:-1]], about["main"]

@@ -6,12 +6,12 @@
 __all__ = ['DOC', 'ASK', 'ANSWER', 'END', 'PAD', 'UNSEEN', 'SPECIALS', 'prompt', 'answer_text', 'read_answer', 'Example', 'Dials',
            'example', 'vocabulary', 'training_words']
 
-# %% ../../nbs/api/19a_reading.ipynb #2ab940f6
+# %% ../../nbs/api/19a_reading.ipynb #497ded04
 import re
 from dataclasses import dataclass, replace
 
 from ..core.seeds import rng
-from .world import NAMES, OPENINGS, SCHEMA, UNKNOWN, Fact, Passage, ask, ask_gap, ask_two, names, record, say, ways
+from .world import NAMES, OPENINGS, SCHEMA, UNKNOWN, Fact, Passage, ask, ask_gap, ask_two, names, record, say, unanswerable, ways
 
 # %% ../../nbs/api/19a_reading.ipynb #e5883065
 DOC, ASK, ANSWER, END, PAD, UNSEEN = SPECIALS = ("[doc]", "[ask]", "[answer]", "[end]", "[pad]", "[unseen]")
@@ -38,7 +38,7 @@ def read_answer(
         if found: return value.strip(), subject.strip()
     return last, ""
 
-# %% ../../nbs/api/19a_reading.ipynb #3a6cc71d
+# %% ../../nbs/api/19a_reading.ipynb #e3d4b5d1
 @dataclass
 class Example:
     "Passages, and questions about them."
@@ -134,7 +134,7 @@ def _without_answer(g, fact, known, part, split):
     if other and g.random() < .5: f = replace(fact, attribute=other[int(g.integers(len(other)))])
     else: f = replace(fact, subject=_somebody(g, names(fact.kind, part), [s for s, _ in there], 0))
     # Always readable: what cannot be read does not become unanswerable by that.
-    return replace(ask(f, int(g.integers(99)), split), answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN)
+    return unanswerable(ask(f, int(g.integers(99)), split))
 
 # %% ../../nbs/api/19a_reading.ipynb #c5faf9f8
 def vocabulary():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'NAMES', 'SCHEMA', 'TESTED', 'OPENINGS', 'SHARE', 'UNKNOWN', 'HARDNESS', 'names', 'Attribute', 'Fact',
-           'Passage', 'Question', 'ways', 'say', 'phrasings', 'record', 'ask', 'ask_gap', 'ask_two', 'World',
-           'base_world']
+           'Passage', 'Question', 'ways', 'say', 'phrasings', 'record', 'ask', 'ask_gap', 'unanswerable', 'ask_two',
+           'World', 'base_world']
 
 # %% ../../nbs/api/19_world.ipynb #3008d812
 from dataclasses import dataclass, field, replace
@@ -153,7 +153,7 @@ TESTED = 2  # so many ways of saying and of asking, the last ones, are kept for 
 OPENINGS = ("", "As is well known, ", "According to the register, ", "The newspaper says: ")  # before a sentence, for more variety
 SHARE = {"person": 10, "place": 1, "organisation": 1, "thing": 2}  # entities of each kind, relative to each other
 
-# %% ../../nbs/api/19_world.ipynb #9e54789b
+# %% ../../nbs/api/19_world.ipynb #18bec84a
 @dataclass(frozen=True)
 class Fact:
     "One attribute of one entity."
@@ -194,6 +194,11 @@ def ways(
     if split not in ("train", "test"): raise TaskError(unknown_name("split", split, ("train", "test")))
     return templates[-TESTED:] if split == "test" else templates[:-TESTED]
 
+def _template(templates, way, split, edit):
+    of_split = ways(templates, split)
+    template = of_split[way % len(of_split)]
+    return edit(template) if edit else template
+
 def say(
     fact:Fact,
     way=0, # number of the phrasing; any whole number
@@ -201,9 +206,8 @@ def say(
     edit=None, # changes the template before it is filled in
 ): # -> one sentence
     "The fact in words. Successive numbers give all templates first, then all with the next opening."
-    templates = ways(fact.about.says, split)
-    template = templates[way % len(templates)]
-    opening, sentence = OPENINGS[way // len(templates) % len(OPENINGS)], (edit(template) if edit else template).format(s=fact.subject, v=fact.value)
+    opening = OPENINGS[way // len(ways(fact.about.says, split)) % len(OPENINGS)]
+    sentence = _template(fact.about.says, way, split, edit).format(s=fact.subject, v=fact.value)
     # A name keeps its capital after an opening.
     return opening + (sentence[0].lower() + sentence[1:] if opening and not sentence.startswith((fact.subject, fact.value)) else sentence[0].upper() + sentence[1:])
 
@@ -220,9 +224,7 @@ def ask(
     edit=None, # changes the template before it is filled in
 ): # -> Question
     "A question that the fact answers."
-    templates = ways(fact.about.asks, split)
-    template = templates[way % len(templates)]
-    return Question((edit(template) if edit else template).format(s=fact.subject), fact.value, (fact,), "direct", record(fact)[:-1])
+    return Question(_template(fact.about.asks, way, split, edit).format(s=fact.subject), fact.value, (fact,), "direct", record(fact)[:-1])
 
 def ask_gap(
     fact:Fact,
@@ -231,10 +233,12 @@ def ask_gap(
     edit=None, # changes the template before it is filled in
 ): # -> Question
     "A statement with a gap as a question: 'Mara Tolberg was born in what?'"
-    templates = ways(fact.about.says, split)
-    template = templates[way % len(templates)]
-    text = (edit(template) if edit else template).format(s=fact.subject, v="what").rstrip(".") + "?"
+    text = _template(fact.about.says, way, split, edit).format(s=fact.subject, v="what").rstrip(".") + "?"
     return Question(text[0].upper() + text[1:], fact.value, (fact,), "direct", record(fact)[:-1])
+
+def unanswerable(question):
+    "The question where nothing answers it: right is 'unknown'."
+    return replace(question, answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN)
 
 def ask_two(
     first:Fact, # leads to an entity
@@ -243,11 +247,11 @@ def ask_two(
     split="train", # "test" for the phrasings kept back
 ): # -> Question
     "A question that takes two facts: what the second says of the entity to which the first leads."
-    templates, subject = ways(second.about.asks, split), ("the " if first.kind == "thing" else "") + first.subject
-    text = templates[way % len(templates)].format(s=f"the {first.about.noun} of {subject}").replace("the the", "the")
+    subject = ("the " if first.kind == "thing" else "") + first.subject
+    text = _template(second.about.asks, way, split, None).format(s=f"the {first.about.noun} of {subject}").replace("the the", "the")
     return Question(text, second.value, (first, second), "two_hop", f"{record(first)} {record(second)[:-1]}")
 
-# %% ../../nbs/api/19_world.ipynb #58572d24
+# %% ../../nbs/api/19_world.ipynb #e52c9f16
 @dataclass
 class World:
     "Made-up entities and their facts, all decided by `seed`, `size` and `part`."
@@ -278,10 +282,14 @@ class World:
             for s in subjects:
                 g = rng("facts", self.part, self.seed, s)
                 for n, a in SCHEMA[k].items():
-                    pool = self.entities[a.leads] if a.leads else a.values
-                    v = pool[int(g.integers(len(pool)))]
+                    v = self._value(g, a)
                     out.append(Fact(s, k, n, self.changed.get((s, n), v)))
         return out
+
+    def _value(self, g, about, other_than=None):
+        "A value that an attribute can have in this world."
+        pool = [v for v in (self.entities[about.leads] if about.leads else about.values) if v != other_than]
+        return pool[int(g.integers(len(pool)))]
 
     @cached_property
     def by_subject(self):
@@ -300,9 +308,7 @@ class World:
     def passage(self, subject, attributes=None, split="train", seed=0):
         "A `Passage` about one entity: its facts (or some attributes of it) in mixed order, each in a phrasing drawn by `seed`."
         facts = [f for f in self.by_subject[subject] if attributes is None or f.attribute in attributes]
-        g = rng("passage", self.seed, subject, seed)
-        facts = [facts[i] for i in g.permutation(len(facts))]
-        return Passage(subject, subject, " ".join(say(f, int(g.integers(len(ways(f.about.says, split)))), split) for f in facts), tuple(facts))
+        return _told(rng("passage", self.seed, subject, seed), facts, split)
 
     def corpus(self, split="train", seed=0):
         "A passage about every entity."
@@ -315,8 +321,7 @@ class World:
         new = {}
         for i in sorted(which):
             f = self.facts[i]
-            pool = [v for v in (self.entities[f.about.leads] if f.about.leads else f.about.values) if v != f.value]
-            new[f.key] = pool[int(g.integers(len(pool)))]
+            new[f.key] = self._value(g, f.about, f.value)
         after = replace(self, changed=self.changed | new)
         return after, [f for f in after.facts if f.key in new]
 
@@ -336,15 +341,13 @@ class World:
         for i in g.permutation(len(self.facts))[:n]:
             f = self.facts[i]
             others = [a for a in SCHEMA[f.kind] if a != f.attribute]
-            q = ask(f, int(g.integers(9)), split)
-            out.append((replace(q, answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN), self.passage(f.subject, others, split, seed)))
+            out.append((unanswerable(ask(f, int(g.integers(9)), split)), self.passage(f.subject, others, split, seed)))
         return out
 
     def contradict(self, fact, split="train", seed=0):
         "A passage that says something else than the fact."
         g = rng("contradiction", self.seed, *fact.key, seed)
-        pool = [v for v in (self.entities[fact.about.leads] if fact.about.leads else fact.about.values) if v != fact.value]
-        wrong = replace(fact, value=pool[int(g.integers(len(pool)))])
+        wrong = replace(fact, value=self._value(g, fact.about, fact.value))
         return Passage(f"{fact.subject} (2)", fact.subject, say(wrong, int(g.integers(9)), split), (wrong,))
 
     def distractors(self, fact, n, hardness="same_attribute", split="train", seed=0):
@@ -364,14 +367,15 @@ class World:
         if len(like) < n: raise TaskError(f"only {len(like)} others share a name with {fact.subject}, {n} are wanted")
         out = []
         for i in g.permutation(len(like))[:n]:
-            name, facts = like[i], []
-            if name in self.by_subject: out.append(self.passage(name, None, split, seed)); continue
-            for a, about in SCHEMA[fact.kind].items():
-                pool = self.entities[about.leads] if about.leads else about.values
-                facts.append(Fact(name, fact.kind, a, pool[int(g.integers(len(pool)))]))
-            facts = [facts[j] for j in g.permutation(len(facts))]
-            out.append(Passage(name, name, " ".join(say(f, int(g.integers(len(ways(f.about.says, split)))), split) for f in facts), tuple(facts)))
+            name = like[i]
+            out.append(self.passage(name, None, split, seed) if name in self.by_subject else
+                       _told(g, [Fact(name, fact.kind, a, self._value(g, about)) for a, about in SCHEMA[fact.kind].items()], split))
         return out
+
+def _told(g, facts, split):
+    "A passage that tells facts of one entity in mixed order, each in some phrasing."
+    facts = [facts[i] for i in g.permutation(len(facts))]
+    return Passage(facts[0].subject, facts[0].subject, " ".join(say(f, int(g.integers(len(ways(f.about.says, split)))), split) for f in facts), tuple(facts))
 
 HARDNESS = ("random", "same_attribute", "same_name")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IGNORED', 'Pairs', 'encode_pairs', 'next_token_loss', 'causal_learner']
 
-# %% ../../nbs/api/37_causal.ipynb #70e7d41f
+# %% ../../nbs/api/37_causal.ipynb #15d46a2e
 import torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders
@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core.errors import TaskError
 from ..core.seeds import set_seed
+from ..models.hub import context_length
 from ..tasks.task import MemoryDL, MemoryItems
 from .groups import layer_groups, splitter
 from .learner import adamw
@@ -56,7 +57,7 @@ def next_token_loss(
     "Mean cross-entropy (nats) of the tokens that count, each guessed from those before it."
     return F.cross_entropy(out.logits[:, :-1].flatten(0, 1), targets.as_subclass(torch.Tensor)[:, 1:].flatten(), ignore_index=IGNORED)
 
-# %% ../../nbs/api/37_causal.ipynb #a3e3c55c
+# %% ../../nbs/api/37_causal.ipynb #6d8ca982
 def causal_learner(
     model, # a causal language model of the transformers library
     tok, # its tokeniser
@@ -69,8 +70,7 @@ def causal_learner(
     "A fastai learner that goes on training a language model; `fit_recipe` takes it as it takes any other."
     set_seed(seed)
     device = device or next(model.parameters()).device
-    limits = [n for n in (tok.model_max_length, getattr(model.config, "max_position_embeddings", None)) if n and n < 10**6]
-    data = encode_pairs(tok, pairs, min(limits) if limits else None)
+    data = encode_pairs(tok, pairs, context_length(tok, model.config))
     dl = MemoryDL(data, bs=min(bs, len(data)), seed=seed, shuffle=True, drop_last=True, device=device)
     learn = Learner(DataLoaders(dl, dl, device=device), model.to(device), loss_func=next_token_loss, opt_func=adamw, splitter=splitter(granularity), train_bn=False, wd_bn_bias=True)
     learn.groups, learn.seed, learn.granularity, learn.tok, learn.is_pretrained = layer_groups(model, granularity), seed, granularity, tok, True
