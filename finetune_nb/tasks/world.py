@@ -251,7 +251,7 @@ def ask_two(
     text = _template(second.about.asks, way, split, None).format(s=f"the {first.about.noun} of {subject}").replace("the the", "the")
     return Question(text, second.value, (first, second), "two_hop", f"{record(first)} {record(second)[:-1]}")
 
-# %% ../../nbs/api/19_world.ipynb #e52c9f16
+# %% ../../nbs/api/19_world.ipynb #1c79b8df
 @dataclass
 class World:
     "Made-up entities and their facts, all decided by `seed`, `size` and `part`."
@@ -288,7 +288,8 @@ class World:
 
     def _value(self, g, about, other_than=None):
         "A value that an attribute can have in this world."
-        pool = [v for v in (self.entities[about.leads] if about.leads else about.values) if v != other_than]
+        pool = self.entities[about.leads] if about.leads else about.values
+        if other_than is not None: pool = [v for v in pool if v != other_than]
         return pool[int(g.integers(len(pool)))]
 
     @cached_property
