@@ -139,7 +139,7 @@ def weighted_loss(model, ids, weights):
     w = weights[:, 1:].flatten()
     return (loss*w).sum()/w.sum()
 
-# %% ../../nbs/pretraining/04_world_lm.ipynb #106bf311
+# %% ../../nbs/pretraining/04_world_lm.ipynb #496dd3a3
 def optimisers(model, peak):
     "[Muon for the inner matrices, AdamW for embeddings, norms and convolutions]"
     inner = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n}
@@ -164,11 +164,11 @@ def _unpack(tensors, model, opts):
     load_optimisers(tensors, model, *opts)
 
 def _look(model, tok, stage, world, n):
-    "How well it reads at the end of the stage (in prose), five look-alikes, and the base by heart."
+    "How well it reads at the end of the stage (in prose), five look-alikes, and the base by heart. Names are others than the release gate's: a look decides when a stage ends."
     reader = Generator(model, tok)
     plain = replace(stage.end, records=0., unknown=0., two_hop=0., noise=0., gaps=0.)
-    return dict(stage_end=examine(reader, questions_of(stage.end if stage.end.records == 1 else plain, n))["exact"], five=examine(reader, questions_of(READING, n))["exact"],
-                base=examine(reader, base_questions(world, n))["exact"])
+    def exact(dials): return examine(reader, questions_of(dials, n, "new"))["exact"]
+    return dict(stage_end=exact(stage.end if stage.end.records == 1 else plain), five=exact(READING), base=examine(reader, base_questions(world, n))["exact"])
 
 def pretrain(
     out, # folder for the checkpoint
