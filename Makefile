@@ -31,6 +31,7 @@ pretrained: $(READY)  ## remake the bundled checkpoints; interrupt it at will, t
 	@$(BIN)/python -m finetune_nb.pretraining.glyph_resnet --out build/pretrained/glyph_resnet
 	@$(BIN)/python -m finetune_nb.pretraining.zoo --out build/pretrained
 	@$(BIN)/python -m finetune_nb.pretraining.docs_lm --out build/pretrained/docs_lm
+	@$(BIN)/python -m finetune_nb.pretraining.world_lm --out build/pretrained/world_lm
 	cp -r build/pretrained/. finetune_nb/models/checkpoints
 	rm -r build/pretrained
 

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/api/91_all.ipynb #ba42a7be
 import importlib
 
-# %% ../nbs/api/91_all.ipynb #2668d1fe
+# %% ../nbs/api/91_all.ipynb #c429de9f
 _WHERE = {
     "core.settings": ["settings", "Settings"], "core.seeds": ["set_seed", "rng"], "core.errors": ["FinetuneError"],
     "tasks.load": ["load_task"], "tasks.task": ["Task"], "tasks.folder": ["image_folder"], "tasks.shifts": ["shifted"], "tasks.world": ["World"],
@@ -20,6 +20,7 @@ _WHERE = {
     "recipes.fit": ["fit_recipe"], "recipes.lr_find": ["lr_find"], "recipes.ulmfit": ["load_awd_lm", "target_lm", "fit_ulmfit"],
     "rag.corpus": ["read_documents", "chunk", "read_questions"], "rag.retrieve": ["Retriever"], "rag.generate": ["load_lm", "Generator"], "rag.raft": ["raft_pairs"],
     "study.compare": ["compare", "plot_label_curve"], "study.report": ["save_report", "conclusions"], "study.stats": ["mean_ci", "paired"], "study.rank": ["rank_models"], "study.choose": ["choose_study"],
+    "study.showdown": ["showdown"], "study.showdown_report": ["save_showdown"], "study.advise": ["advise"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = list(_MODULE)

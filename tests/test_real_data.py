@@ -19,3 +19,13 @@ def test_imagenet_weights_on_sign_digits(tmp_path):
     arms = {a["recipe"]: a for a in json.loads(done.stdout)["arms"]}
     assert arms["fine_tuned"]["mean"] > .88, "fine-tuning should end well above a linear probe's 0.83"
     assert arms["fine_tuned"]["mean"] > arms["linear_probe"]["mean"]
+
+
+def test_real_questions_on_real_paragraphs(tmp_path):
+    "XQuAD's English part: search finds the paragraphs; the tiny story-teller that lies here answers by the same path as a large model, if not well."
+    done = cli(tmp_path, "showdown", "--corpus", DATA/"xquad_squad"/"xquad.en.json", "--model", DATA/"weights"/"stories260K_hf", "--arms", "base,rag,oracle", "--profile", "smoke", "--json", limit=900)
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    found = {r["how"]: r for r in got["retrieval"]}
+    assert found["bm25"]["recall@5"] > .8 and found["bm25"]["n"] > 1000
+    assert [a["arm"] for a in got["arms"]] == ["base", "rag", "oracle"] and all(0 <= a["f1"] <= 1 for a in got["arms"])
