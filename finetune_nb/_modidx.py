@@ -881,6 +881,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'finetune_nb/study/showdown.py'),
                                             'finetune_nb.study.showdown.Showdown.contrasts_table': ( 'api/showdown.html#showdown.contrasts_table',
                                                                                                      'finetune_nb/study/showdown.py'),
+                                            'finetune_nb.study.showdown.Showdown.costs_table': ( 'api/showdown.html#showdown.costs_table',
+                                                                                                 'finetune_nb/study/showdown.py'),
                                             'finetune_nb.study.showdown.Showdown.frame': ( 'api/showdown.html#showdown.frame',
                                                                                            'finetune_nb/study/showdown.py'),
                                             'finetune_nb.study.showdown.Showdown.plot': ( 'api/showdown.html#showdown.plot',

@@ -34,7 +34,7 @@ CONTRASTS = (  # (what is said, arm, against, condition)
     ("search is as good as the right passage", "rag", "oracle", "rephrased"),
 )
 
-# %% ../../nbs/api/57_showdown.ipynb #7f9d0fa4
+# %% ../../nbs/api/57_showdown.ipynb #cc8c7728
 @dataclass
 class Showdown:
     "Arms measured against each other on made-up worlds; made by `showdown`."
@@ -55,10 +55,16 @@ class Showdown:
         rows = []
         for a in self.arms:
             row = {"arm": a["arm"]} | {c: 100*a["conditions"][c]["mean"] for c in CONDITIONS}
-            row |= {"forgotten": 100*a["forgetting"], "updated": None if a["updated"] is None else 100*a["updated"], "update s": a["update_seconds"], "train s": a["train_seconds"], "ms a question": a["latency_ms"],
-                    "tokens read": a["tokens_read"], "MB": a["memory_mb"]}
+            row |= {"forgotten": 100*a["forgetting"], "updated": None if a["updated"] is None else 100*a["updated"], "update s": a["update_seconds"], "train s": a["train_seconds"], "ms a question": a["latency_ms"]}
             rows.append(row)
         return pd.DataFrame(rows).set_index("arm").round(1)
+
+    def costs_table(self):
+        "One row an arm: what it takes to make it, to bring it up to date and to ask it, at the prices of the settings."
+        import pandas as pd
+        return pd.DataFrame([{"arm": a["arm"], "train s": a["train_seconds"], "index s": a["index_seconds"], "update s": a["update_seconds"], "price to make": a["price_to_make"], "Wh to make": 1000*a["kwh_to_make"],
+                              "ms a question": a["latency_ms"], "tokens read": a["tokens_read"], "tokens written": a["tokens_written"], "price of 1,000": a["price_per_1000"], "MB": a["memory_mb"],
+                              "cheaper than rag from": a["break_even_questions"]} for a in self.arms]).set_index("arm").astype(float).round(5)
 
     def contrasts_table(self):
         "What is said of the arms, and what was measured: difference in percentage points, interval, verdict."
@@ -125,7 +131,7 @@ def _wrapped(text, width):
     import textwrap
     return "\n".join(textwrap.wrap(text, width))
 
-# %% ../../nbs/api/57_showdown.ipynb #901e8ab1
+# %% ../../nbs/api/57_showdown.ipynb #eba73ba0
 def showdown(
     arms=None, # names of `ARMS`; None for all
     seeds=None, # number of worlds; None for the profile's
@@ -234,7 +240,7 @@ class _Work:
         for r in rows:
             d = None if r["arm"] == reference else paired(r["per_seed"], by[reference]["per_seed"], margin)
             r["verdict"], r["diff_vs_reference"] = ("reference", None) if d is None else (d.pop("verdict"), d)
-            r |= _costs(r, by.get("rag"), s)
+            r |= _costs(r, by.get("rag"), s, s.gpu_hour if self.device != "cpu" else s.cpu_hour)
         contrasts = []
         for claim, a, b, c in CONTRASTS:
             if a in by and b in by and c in by[a]["conditions"] and c in by[b]["conditions"]:
@@ -270,9 +276,8 @@ class _Work:
                     index_seconds=known_mean(m.get("index_seconds") for m in mine), latency_ms=known_mean(m["latency_ms"] for m in mine), memory_mb=known_mean(m["memory_mb"] for m in mine), lr=self.rate.get(self.key(a)),
                     tokens_read=known_mean(m["conditions"]["rephrased"]["tokens_read"] for m in mine), tokens_written=known_mean(m["conditions"]["rephrased"]["tokens_written"] for m in mine))
 
-def _costs(row, rag, s):
+def _costs(row, rag, s, hour):
     "Price of making the arm and of a thousand questions, and from how many questions on it is cheaper than retrieval."
-    hour = s.cpu_hour
     start = (row["train_seconds"] or 0) + (row["index_seconds"] or 0)
     out = dict(price_to_make=start/3600*hour, price_per_1000=row["latency_ms"]*hour/3600, kwh_to_make=s.watts*start/3.6e6)
     out["break_even_questions"] = None

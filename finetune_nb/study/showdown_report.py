@@ -12,7 +12,7 @@ from ..core.files import writable_folder, write_json, write_text
 from .own import OwnShowdown
 from .page import html_facts, html_list, html_picture, html_table, save_figures, write_page
 
-# %% ../../nbs/api/59_showdown_report.ipynb #df015f7d
+# %% ../../nbs/api/59_showdown_report.ipynb #36adb9b9
 def showdown_conclusions(
     result, # a Showdown or an OwnShowdown
 ): # -> list of lines
@@ -49,7 +49,8 @@ def save_showdown(
     if own: body += ["<h2>Searching</h2>", html_table(result.retrieval_table().reset_index(), index=False)]
     else:
         body += ['<p class="small">Right answers in % under each condition (exact match); then what it costs. Intervals are Student\'s over worlds, each with its own entities, training and questions.</p>',
-                 "<h2>What is said, and what was measured</h2>", html_table(result.contrasts_table(), index=False), "<h2>The five aspects</h2>", html_table(result.aspects().reset_index(), index=False)]
+                 "<h2>What is said, and what was measured</h2>", html_table(result.contrasts_table(), index=False), "<h2>The five aspects</h2>", html_table(result.aspects().reset_index(), index=False),
+                 "<h2>What it costs</h2><p>Prices are those of settings.ini; update s is what it takes to follow four fifths of the facts when they change.</p>", html_table(result.costs_table().reset_index(), index=False)]
         if "sweeps.png" in pictures: body += ["<h2>When it gets harder</h2>", html_picture(pictures["sweeps.png"], "Right answers over look-alikes, recall and number of facts")]
         import pandas as pd
         body += ["<h2>How the rates were chosen</h2><p>Each training tried as many rates as the others, on validation questions in a world that is not reported.</p>", html_table(pd.DataFrame(result.search).round(4), index=False)]
