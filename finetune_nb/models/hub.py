@@ -5,18 +5,22 @@
 # %% auto #0
 __all__ = ['import_text', 'quiet', 'fetch', 'config_and_tokenizer', 'context_length']
 
-# %% ../../nbs/api/20a_hub.ipynb #e8b1228d
+# %% ../../nbs/api/20a_hub.ipynb #6d2afd02
+import logging
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.errors import ModelError
 
-# %% ../../nbs/api/20a_hub.ipynb #74f7f038
+# %% ../../nbs/api/20a_hub.ipynb #4d3dc9ae
 def import_text():
     "transformers, or one line that says how to get it."
     try: import transformers
     except ImportError: raise ModelError('models of the transformers library need an extra: pip install "finetune_nb[text]"') from None
+    logging.getLogger("transformers.integrations.hub_kernels").addFilter(_no_kernels)
     return transformers
+
+def _no_kernels(record): return "falling back to its reference" not in record.getMessage()  # on a CPU there is nothing else to fall back from
 
 @contextmanager
 def quiet():

@@ -139,7 +139,7 @@ def weighted_loss(model, ids, weights):
     w = weights[:, 1:].flatten()
     return (loss*w).sum()/w.sum()
 
-# %% ../../nbs/pretraining/04_world_lm.ipynb #496dd3a3
+# %% ../../nbs/pretraining/04_world_lm.ipynb #4243055a
 def optimisers(model, peak):
     "[Muon for the inner matrices, AdamW for embeddings, norms and convolutions]"
     inner = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n}
@@ -151,7 +151,7 @@ def rate_share(
     step, # in all
     left, # share of the last stage that is left; 1 in earlier stages
     warm=50, # steps of rising
-    fall=.5, # share of the last stage in which it falls
+    fall=.8, # share of the last stage in which it falls
 ):
     "Share of the peak rate."
     return min(1., (step + 1)/warm, left/fall)

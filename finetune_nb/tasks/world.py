@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from ..core.errors import TaskError, unknown_name
 from ..core.seeds import rng
 
-# %% ../../nbs/api/19_world.ipynb #020b9922
+# %% ../../nbs/api/19_world.ipynb #3166d877
 _ONSETS, _MIDDLES, _ENDS = "b br d f g k l m n p r s t v z".split(), "a e i o u".split(), "n l r s th x m".split()
 
 _AVOID = ("sex", "penis", "pis", "nazi", "rap", "dum", "fart")  # syllables know no manners
@@ -35,7 +35,7 @@ PARTS = ("base", "new", "gate", "practice")  # known from pre-training, to be le
 NAMES = {  # kind -> (first words, second words)
     "person": (_words(260, "first names", ["a", "o", "i", "e", "an", "is"]), _words(260, "last names", ["berg", "dal", "wick", "sen", "ford", "holt"])),
     "place": (["Upper", "Lower", "North", "South", "East", "West", "Old", "New", "Little", "Great"], _words(60, "places", ["ham", "stad", "minster", "mouth", "bridge"])),
-    "organisation": (_words(60, "organisations", ["co", "tex", "dyne", "mark"]), ["Guild", "Works", "Press", "Bank", "Union", "Mills", "Lines", "Trust", "House", "Yards"]),
+    "organisation": (_words(60, "organisations", ["co", "tex", "dyne", "mark"]), "Guild Works Press Bank Union Mills Lines Trust House Yards Stores Foundry Brothers Sons Motors Optics Tools Partners Society Shipping Railways Brewery Printers Builders Carriers Packers Museum Theatre Academy Institute Holdings Exchange Chemicals Instruments Laboratories Archives Gardens Studios Agency Company".split()),
     "thing": (_words(60, "things", ["ette", "ique", "ord", "ax"]), ["lamp", "clock", "kettle", "bicycle", "camera", "piano", "lantern", "engine", "chair", "radio"]),
 }
 
