@@ -53,7 +53,7 @@ def arm(
     if str(name).startswith("ft_") and str(name)[3:].isdigit(): return Arm(name, f"trained on each fact in {name[3:]} phrasings", int(name[3:]))
     raise FinetuneError(unknown_name("arm", name, ARMS))
 
-# %% ../../nbs/api/56_arms.ipynb #a9b9f6b4
+# %% ../../nbs/api/56_arms.ipynb #53602096
 @dataclass(frozen=True)
 class Scale:
     "How much a showdown does."
@@ -70,8 +70,8 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(2, 40, 2, 4, 4, 3, 1, (20, 40), (1,), (0., 1.)),
-    "fast": Scale(3, 240, 60, 16, 70, 35, 3, (20, 240, 1000), (2, 4, 8), (0., .25, .5, .75, 1.)),
-    "full": Scale(10, 240, 600, 16, 100, 100, 5, (20, 60, 240, 1000), (1, 2, 4, 8), (0., .2, .4, .6, .8, 1.)),
+    "fast": Scale(3, 120, 300, 4, 70, 35, 3, (20, 120, 1000), (2, 4, 8), (0., .25, .5, .75, 1.)),
+    "full": Scale(10, 240, 1200, 8, 100, 100, 5, (20, 60, 240, 1000), (1, 2, 4, 8), (0., .2, .4, .6, .8, 1.)),
 }
 
 def known_mean(xs):
@@ -79,7 +79,7 @@ def known_mean(xs):
     xs = [x for x in xs if x is not None]
     return float(np.mean(xs)) if xs else None
 
-# %% ../../nbs/api/56_arms.ipynb #361f3cb4
+# %% ../../nbs/api/56_arms.ipynb #7041e273
 @dataclass(frozen=True)
 class Scene:
     "The world of one seed, who is asked about, and the questions."
@@ -120,12 +120,16 @@ class Scene:
         g, world = rng("questions", self.seed, condition in ("direct", "rephrased") or condition), self.world
         def some(xs): return [xs[i] for i in g.permutation(len(xs))[:n]]
         def gold(fact): return world.passage(fact.subject, seed=_RENDERING)
-        if condition == "valid": return [(ask(f, int(g.integers(99))), [gold(f)]) for f in some(self.of("valid"))]
-        if condition in ("direct", "rephrased"): return [(ask(f, int(g.integers(99)), "test" if condition == "rephrased" else "train"), [gold(f)]) for f in some(self.of("test"))]
+        def asked(facts, split):
+            "Each fact in one phrasing, then again in another, until there are enough."
+            order, way = g.permutation(len(facts)), g.integers(99, size=len(facts))
+            return [(ask(facts[i], int(way[i]) + again, split), [gold(facts[i])]) for again in range(2) for i in order][:n]
+        if condition == "valid": return asked(self.of("valid"), "train")
+        if condition in ("direct", "rephrased"): return asked(self.of("test"), "test" if condition == "rephrased" else "train")
         if condition == "old": return [(ask(f, int(g.integers(99))), []) for f in some(self.base.facts)]
         if condition == "changed":
             world, changed = self.after
-            return [(ask(f, int(g.integers(99)), "test"), [gold(f)]) for f in some(self.of("test", changed))]
+            return asked(self.of("test", changed), "test")
         if condition == "unanswerable": return [(replace(ask(f, int(g.integers(99))), answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN), []) for f in some(self.strangers.facts)]
         if condition == "two_hop":
             hops = some([(f, t) for f in self.of("test") if f.about.leads for t in world.by_subject[f.value]])
