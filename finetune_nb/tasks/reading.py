@@ -38,7 +38,7 @@ def read_answer(
         if found: return value.strip(), subject.strip()
     return last, ""
 
-# %% ../../nbs/api/19a_reading.ipynb #e3d4b5d1
+# %% ../../nbs/api/19a_reading.ipynb #bbca9727
 @dataclass
 class Example:
     "Passages, and questions about them."
@@ -62,7 +62,8 @@ class Dials:
     unknown:float = .1  # share of questions that nothing answers
     two_hop:float = .1  # share of examples with a question over two passages
     questions:int = 8  # of an example at most
-    noise:float = 0.  # in every other sentence or question, share of the words around names and values that cannot be read
+    noise:float = 0.  # in every other question, share of the words around names that cannot be read
+    rough:float = 0.  # in every other sentence of a passage, the same around names and values: up to this share, drawn anew each time
     gaps:float = 0.  # share of questions that are statements with a gap
 
 def example(
@@ -115,17 +116,17 @@ def _fact(g, subject, kind, attribute, part):
     return Fact(subject, kind, attribute, pool[int(g.integers(len(pool)))])
 
 def _passage(g, facts, in_records, split, dials):
-    said = [record(f) if in_records else say(f, int(g.integers(len(ways(f.about.says, split)))), split, _blurred(g, dials)) for f in (facts[i] for i in g.permutation(len(facts)))]
+    said = [record(f) if in_records else say(f, int(g.integers(len(ways(f.about.says, split)))), split, _blurred(g, dials.rough and dials.rough*g.random())) for f in (facts[i] for i in g.permutation(len(facts)))]
     return Passage(facts[0].subject, facts[0].subject, " ".join(said), tuple(facts))
 
 def _ask(g, fact, split, dials):
     gap = dials.gaps and g.random() < dials.gaps
-    return (ask_gap if gap else ask)(fact, int(g.integers(99)), split, _blurred(g, dials))
+    return (ask_gap if gap else ask)(fact, int(g.integers(99)), split, _blurred(g, dials.noise))
 
-def _blurred(g, dials):
+def _blurred(g, share):
     "A template with words that cannot be read, as a reader meets words it does not know; or None. So it learns to go by the others."
-    if not dials.noise or g.random() < .5: return None
-    return lambda template: " ".join(w if "{" in w or g.random() >= dials.noise else UNSEEN for w in template.split())
+    if not share or g.random() < .5: return None
+    return lambda template: " ".join(w if "{" in w or g.random() >= share else UNSEEN for w in template.split())
 
 def _without_answer(g, fact, known, part, split):
     "A question like that for `fact`, about another attribute or about someone who is not there."
