@@ -53,7 +53,7 @@ def arm(
     if str(name).startswith("ft_") and str(name)[3:].isdigit(): return Arm(name, f"trained on each fact in {name[3:]} phrasings", int(name[3:]))
     raise FinetuneError(unknown_name("arm", name, ARMS))
 
-# %% ../../nbs/api/56_arms.ipynb #53602096
+# %% ../../nbs/api/56_arms.ipynb #8d426ed4
 @dataclass(frozen=True)
 class Scale:
     "How much a showdown does."
@@ -63,14 +63,14 @@ class Scale:
     bs:int  # texts in an update; RAFT's are four times as long, so it gets a quarter as many
     questions:int  # a condition and seed
     sweep:int  # questions a point of the curves and seed
-    rates:int  # that every training may try, on validation questions of a world that is not reported
+    rates:int  # that every training may try, on a world that is not reported
     sizes:tuple  # numbers of facts for the curve
     distractors:tuple  # numbers of passages beside the right one
     recalls:tuple  # shares of questions for which search finds the right passage
 
 SCALES = {
     "smoke": Scale(2, 40, 2, 4, 4, 3, 1, (20, 40), (1,), (0., 1.)),
-    "fast": Scale(3, 120, 300, 4, 70, 35, 3, (20, 120, 1000), (2, 4, 8), (0., .25, .5, .75, 1.)),
+    "fast": Scale(4, 80, 200, 4, 60, 24, 3, (20, 80, 1000), (2, 4, 8), (0., .25, .5, .75, 1.)),
     "full": Scale(10, 240, 1200, 8, 100, 100, 5, (20, 60, 240, 1000), (1, 2, 4, 8), (0., .2, .4, .6, .8, 1.)),
 }
 
@@ -79,7 +79,7 @@ def known_mean(xs):
     xs = [x for x in xs if x is not None]
     return float(np.mean(xs)) if xs else None
 
-# %% ../../nbs/api/56_arms.ipynb #7041e273
+# %% ../../nbs/api/56_arms.ipynb #fbd5456a
 @dataclass(frozen=True)
 class Scene:
     "The world of one seed, who is asked about, and the questions."
@@ -100,10 +100,10 @@ class Scene:
 
     @cached_property
     def roles(self):
-        "name -> practice, valid or test"
+        "name -> practice or test"
         subjects = list(self.world.by_subject)
         order = rng("roles", self.seed).permutation(len(subjects))
-        return {subjects[j]: "practice" if i < .4*len(order) else "valid" if i < .6*len(order) else "test" for i, j in enumerate(order)}
+        return {subjects[j]: "practice" if i < .4*len(order) else "test" for i, j in enumerate(order)}
 
     def of(self, role, facts=None): return [f for f in (facts or self.world.facts) if self.roles[f.subject] == role]
 
@@ -124,7 +124,6 @@ class Scene:
             "Each fact in one phrasing, then again in another, until there are enough."
             order, way = g.permutation(len(facts)), g.integers(99, size=len(facts))
             return [(ask(facts[i], int(way[i]) + again, split), [gold(facts[i])]) for again in range(2) for i in order][:n]
-        if condition == "valid": return asked(self.of("valid"), "train")
         if condition in ("direct", "rephrased"): return asked(self.of("test"), "test" if condition == "rephrased" else "train")
         if condition == "old": return [(ask(f, int(g.integers(99))), []) for f in some(self.base.facts)]
         if condition == "changed":
@@ -170,7 +169,7 @@ def training_pairs(
             out.append((render(tok, q.text), f" {q.restated}"))
     return out
 
-# %% ../../nbs/api/56_arms.ipynb #6bec6a74
+# %% ../../nbs/api/56_arms.ipynb #aea34373
 _CODE = ("core", "tasks", "models", "tuning", "recipes", "rag", "study/arms.py")
 
 def learn_config(
@@ -189,7 +188,7 @@ def learn_config(
     return dict(kind="learn", told=told, recipe=recipe.to_dict(), facts=scene.facts, seed=scene.seed, steps=steps, bs=bs, model=model_id(model), start=start, device=str(device), code=code_hash(_CODE))
 
 def learn_run(config, place, folder):
-    "Train, keep the weights in the run's folder, and ask the validation questions."
+    "Train, keep the weights in the run's folder, and ask some questions, as they are asked in training: in the world on which rates are chosen, they choose."
     from finetune_nb.models.architecture import compute_threads
     from finetune_nb.recipes.fit import DivergedError, fit_recipe
     from finetune_nb.recipes.recipe import Recipe
@@ -207,7 +206,7 @@ def learn_run(config, place, folder):
         tensors = reader.model.state_dict()
         # Tied weights are one tensor under two names; the file holds them once.
         save_tensors(folder/"weights.safetensors", {k: v for i, (k, v) in enumerate(tensors.items()) if not any(v.data_ptr() == w.data_ptr() for w in list(tensors.values())[:i])})
-        asked = scene.questions("valid", 80)
+        asked = scene.questions("direct", 80)
         given = [_shuffled(gold + _others(scene, q, 2), scene.seed, q) for q, gold in asked] if how.raft else None
         said = reader.answer([q.text for q, _ in asked], given)
         out["valid_exact"] = float(np.mean([a.value == q.answer for a, (q, _) in zip(said, asked)])) if asked else 0.

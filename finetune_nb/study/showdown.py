@@ -19,10 +19,10 @@ from .arms import ARMS, CONDITIONS, SCALES, Scene, arm, ask_config, ask_run, kno
 from .runs import do_runs
 from .stats import mean_ci, paired
 
-# %% ../../nbs/api/57_showdown.ipynb #f5546600
+# %% ../../nbs/api/57_showdown.ipynb #033a20d7
 SEARCH_SEED = 1000  # the world on which rates are chosen; reported worlds count from 0
 RAFT = dict(P=.8, distractors=3)
-RATES = dict(full=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1), lora=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1), raft=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2))  # peak rates, for a language model of this size: the middle ones are tried
+RATES = dict(full=(5e-3, 1e-2, 2e-2, 4e-2, 8e-2), lora=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2), raft=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2))  # peak rates, for a language model of this size: the middle ones are tried
 CONTRASTS = (  # (what is said, arm, against, condition)
     ("retrieval beats fine-tuning on new facts", "rag", "ft_many", "rephrased"),
     ("many phrasings beat one", "ft_many", "ft_once", "rephrased"),

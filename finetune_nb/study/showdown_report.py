@@ -12,7 +12,7 @@ from ..core.files import writable_folder, write_json, write_text
 from .own import OwnShowdown
 from .page import html_facts, html_list, html_picture, html_table, save_figures, write_page
 
-# %% ../../nbs/api/59_showdown_report.ipynb #36adb9b9
+# %% ../../nbs/api/59_showdown_report.ipynb #02001e66
 def showdown_conclusions(
     result, # a Showdown or an OwnShowdown
 ): # -> list of lines
@@ -53,7 +53,7 @@ def save_showdown(
                  "<h2>What it costs</h2><p>Prices are those of settings.ini; update s is what it takes to follow four fifths of the facts when they change.</p>", html_table(result.costs_table().reset_index(), index=False)]
         if "sweeps.png" in pictures: body += ["<h2>When it gets harder</h2>", html_picture(pictures["sweeps.png"], "Right answers over look-alikes, recall and number of facts")]
         import pandas as pd
-        body += ["<h2>How the rates were chosen</h2><p>Each training tried as many rates as the others, on validation questions in a world that is not reported.</p>", html_table(pd.DataFrame(result.search).round(4), index=False)]
+        body += ["<h2>How the rates were chosen</h2><p>Each training tried as many rates as the others, on the questions of a world that is not reported.</p>", html_table(pd.DataFrame(result.search).round(4), index=False)]
     facts = {k: v for k, v in about.items() if k not in ("settings", "search")} | {"settings": ", ".join(f"{k} = {v}" for k, v in about["settings"].items() if v != "")}
     body += ["<h2>What this was run with</h2>", html_facts(facts)]
     write_page(folder/"report.html", "Retrieval, fine-tuning, or both" + (f": {about['corpus']}" if own else ""), about["settings"].get("name") or "finetune_nb", "\n".join(body))
