@@ -7,7 +7,7 @@ __all__ = ['ARCHITECTURE', 'STAGES', 'GROUP', 'world_tokenizer', 'world_model', 
            'token_batch', 'batches_of', 'weighted_loss', 'optimisers', 'rate_share', 'pretrain', 'never_met', 'card',
            'plot_reading', 'main']
 
-# %% ../../nbs/pretraining/04_world_lm.ipynb #ae302059
+# %% ../../nbs/pretraining/04_world_lm.ipynb #3f665547
 import json, math, sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..models.hub import import_text
 from .loop import load_optimisers, optimiser_tensors, run_command
 from ..rag.examine import FEW, GATE, READING, base_questions, examine, questions_of, release_gate
 from ..rag.generate import Generator, load_lm
-from ..tasks.reading import ANSWER, ASK, DOC, END, PAD, SPECIALS, UNSEEN, Dials, answer_text, example, prompt, training_words, vocabulary
+from ..tasks.reading import ANSWER, ASK, DOC, END, PAD, SPECIALS, UNSEEN, Dials, answer_text, example, prompt, strange_words, training_words, vocabulary
 from ..tasks.world import World, ask, base_world
 from ..tuning.learner import pick_device
 
@@ -56,7 +56,7 @@ def world_model(
     config = transformers.Lfm2Config(**(architecture or ARCHITECTURE), vocab_size=len(tok), pad_token_id=tok.pad_token_id, bos_token_id=None, eos_token_id=tok.eos_token_id)
     return transformers.Lfm2ForCausalLM(config)
 
-# %% ../../nbs/pretraining/04_world_lm.ipynb #9373d375
+# %% ../../nbs/pretraining/04_world_lm.ipynb #d690274c
 @dataclass(frozen=True)
 class Stage:
     "A part of the pre-training."
@@ -67,13 +67,22 @@ class Stage:
     reading:float = .8  # share of examples to read
     biographies:float = .08  # share of passages of the base world; the rest are questions about it without a passage
     firm:float = .5  # share of the steps after which it is as hard as at its end
+    peak:float = 1.  # share of the peak rate
+    fall:float = 0.  # share of the steps in which the rate falls to nothing
 
 _MANY = (1, 2, 3, 4, 5, 6, 8, 10)
-_ROUGH = dict(noise=.3, rough=.9, gaps=.3)
-STAGES = (  # bare records; from records to prose; more look-alikes
+_ROUGH = dict(noise=.3, rough=.5, gaps=.3)
+def _read(passages, unknown, two_hop, **strange): return Dials(passages, (1, 2, 3), .9, .02, .3, unknown, two_hop, **strange)
+def _again(steps, peak, dials): return Stage(steps, dials, dials, peak=peak, fall=.95)
+
+STAGES = (  # bare records; from records to prose; more look-alikes; then, each with a rate that rises once more: strange words, and questions that are built like other questions
     Stage(4000, Dials((2, 4), (1,), 1., 1., .2, 0., 0.), Dials((2, 4), (1, 2), .8, 1., .2, .02, 0.), .9, 1., 0.),
     Stage(6000, Dials(FEW, (1, 2, 3), .8, 1., .25, .05, .05, **_ROUGH), Dials(FEW, (1, 2, 3), .8, .05, .25, .15, .15, **_ROUGH), .85),
-    Stage(6000, Dials(_MANY, (1, 2, 3), .85, .05, .3, .25, .2, **_ROUGH), Dials(_MANY, (1, 2, 3, 6), .85, .02, .3, .25, .2, noise=.2, rough=.9, gaps=.2)),
+    Stage(6000, Dials(_MANY, (1, 2, 3), .85, .05, .3, .25, .2, **_ROUGH), Dials(_MANY, (1, 2, 3, 6), .85, .02, .3, .25, .2, noise=.2, rough=.5, gaps=.2), fall=.8),
+    _again(5500, .5, _read(_MANY, .2, .15, noise=.5, rough=.5, gaps=.2)),
+    _again(4000, .4, _read((1, *_MANY), .15, .1, noise=.5, rough=.5, gaps=.2)),
+    _again(3600, .5, _read((1, 1, *_MANY), .15, .1, noise=.3, rough=.3, gaps=.1, borrowed=.4)),
+    _again(3600, .6, _read((1, 1, *_MANY), .15, .1, noise=.2, rough=.2, gaps=.1, borrowed=.6)),
 )
 
 def between(
@@ -139,7 +148,7 @@ def weighted_loss(model, ids, weights):
     w = weights[:, 1:].flatten()
     return (loss*w).sum()/w.sum()
 
-# %% ../../nbs/pretraining/04_world_lm.ipynb #1ce40759
+# %% ../../nbs/pretraining/04_world_lm.ipynb #4db75667
 def optimisers(model, peak):
     "[Muon for the inner matrices, AdamW for embeddings, norms and convolutions]"
     inner = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n}
@@ -148,13 +157,13 @@ def optimisers(model, peak):
             torch.optim.AdamW(rest, lr=peak, betas=(.9, .98), weight_decay=0.)]
 
 def rate_share(
-    step, # in all
-    left, # share of the last stage that is left; 1 in earlier stages
+    stage:Stage,
+    t, # 0..1, how far the stage is
+    step, # since the rate rose from nothing
     warm=50, # steps of rising
-    fall=.8, # share of the last stage in which it falls
 ):
     "Share of the peak rate."
-    return min(1., (step + 1)/warm, left/fall)
+    return stage.peak*min(1., (step + 1)/warm, (1 - t)/stage.fall if stage.fall else 1.)
 
 def _pack(model, opts): return {f"model/{n}": p for n, p in model.named_parameters()} | optimiser_tensors(model, *opts)
 
@@ -204,13 +213,12 @@ def pretrain(
     def going():
         while k < len(stages) and (stop_after is None or step < begin + stop_after): yield step
     for _ in progress(going(), total - step, "pre-training", quiet):
-        stage, last = stages[k], k == len(stages) - 1
-        t = (step - first)/stage.steps
+        stage, t = stages[k], (step - first)/stages[k].steps
         in_group = (step - first) % GROUP
         if not texts or not in_group: texts = batches_of(stage, step - in_group, (step - first - in_group)/stage.steps, tok, world, seed)
         ids, weights = token_batch(tok, texts[in_group])
         for o in opts:
-            for g in o.param_groups: g["lr"] = peak*rate_share(step, 1 - t if last else 1)
+            for g in o.param_groups: g["lr"] = peak*rate_share(stage, t, step - first if k and stages[k - 1].fall else step)
         model.train()
         loss = weighted_loss(model, ids.to(device), weights.to(device))
         if not math.isfinite(loss.item()): raise FileError(f"the loss became {loss.item()} at step {step}; lower the rate (peak={peak})")
@@ -231,16 +239,16 @@ def pretrain(
     state.unlink()
     return read_json(out/"config.json")["results"]
 
-# %% ../../nbs/pretraining/04_world_lm.ipynb #e0f55b4f
+# %% ../../nbs/pretraining/04_world_lm.ipynb #25966838
 def never_met(tok):
-    "Ids of words that occur in no phrasing of the training."
-    met = training_words()
+    "Ids of words that never occur in the training."
+    met = training_words() | {v for w in strange_words() for v in (w, w.capitalize())}
     return sorted(i for w, i in tok.get_vocab().items() if w not in met)
 
 def _ship(out, model, tok, run, done, log, gate_at):
     "Half precision, the library's own files, and the gate measured on what was written."
     with torch.no_grad():
-        # Words that training never showed, those of the test phrasings, look like any word that cannot be read.
+        # Words that training never showed look like any word that cannot be read.
         words = model.get_input_embeddings().weight
         words[never_met(tok)] = words[tok.unk_token_id].clone()
         for p in model.parameters(): p.copy_(p.half())
@@ -269,7 +277,7 @@ A causal language model that reads: of several passages it finds the one that a 
 {words:,} words, {parameters:,} parameters); it loads with `AutoModelForCausalLM` and its chat template takes `documents`.
 
 - **Data.** Made without end by `finetune_nb.tasks.reading`: fictional people, places, organisations and things, new ones in every example, and one fixed world of about {facts} facts that it knows by heart.
-- **Recipe.** {steps:,} steps, {tokens:,} tokens, Muon and AdamW, peak rate {peak}, seed {seed}: bare records first, then prose, then up to ten similar passages.
+- **Recipe.** {steps:,} steps, {tokens:,} tokens, Muon and AdamW, peak rate {peak}, seed {seed}: bare records first, then prose, then up to ten similar passages, then words that mean nothing and borrowed phrasings.
   `python -m finetune_nb.pretraining.world_lm` remakes it.
 - **Good for.** Experiments with retrieval, fine-tuning and both, on a laptop. **Bad for.** Anything in real English: it knows no other words.
 - **Licence.** Apache-2.0. Nothing of others is contained.

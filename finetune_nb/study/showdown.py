@@ -19,10 +19,10 @@ from .arms import ARMS, CONDITIONS, SCALES, Scene, arm, ask_config, ask_run, kno
 from .runs import do_runs
 from .stats import mean_ci, paired
 
-# %% ../../nbs/api/57_showdown.ipynb #033a20d7
+# %% ../../nbs/api/57_showdown.ipynb #64b59fb2
 SEARCH_SEED = 1000  # the world on which rates are chosen; reported worlds count from 0
 RAFT = dict(P=.8, distractors=3)
-RATES = dict(full=(5e-3, 1e-2, 2e-2, 4e-2, 8e-2), lora=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2), raft=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2))  # peak rates, for a language model of this size: the middle ones are tried
+RATES = dict(full=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2), lora=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2), raft=(2.5e-5, 1e-4, 3e-4, 1e-3, 4e-3))  # peak rates, for a language model of this size: the middle ones are tried
 CONTRASTS = (  # (what is said, arm, against, condition)
     ("retrieval beats fine-tuning on new facts", "rag", "ft_many", "rephrased"),
     ("many phrasings beat one", "ft_many", "ft_once", "rephrased"),
@@ -131,7 +131,7 @@ def _wrapped(text, width):
     import textwrap
     return "\n".join(textwrap.wrap(text, width))
 
-# %% ../../nbs/api/57_showdown.ipynb #eba73ba0
+# %% ../../nbs/api/57_showdown.ipynb #48c4d2a2
 def showdown(
     arms=None, # names of `ARMS`; None for all
     seeds=None, # number of worlds; None for the profile's
@@ -182,10 +182,10 @@ class _Work:
         r = find_recipe(a.recipe if a.recipe != "full" or self.recipe is None else self.recipe)
         return r if self.recipe is not None and not a.raft and a.recipe == "full" else replace(r, search=RATES.get("raft" if a.raft else a.recipe, r.search))
 
-    def learn(self, a, seed, lr, facts=None, start=None):
+    def learn(self, a, seed, lr, facts=None, start=None, examined=False):
         r = self.how_to(a)
         steps = max(1, self.scale.steps//4) if start else self.scale.steps
-        return learn_config(a, Scene(facts or self.scale.facts, seed), r.with_lr(lr), steps, max(1, self.scale.bs//4) if a.raft else self.scale.bs, self.model, RAFT if a.raft else None, start, self.device)
+        return learn_config(a, Scene(facts or self.scale.facts, seed), r.with_lr(lr), steps, max(1, self.scale.bs//4) if a.raft else self.scale.bs, self.model, RAFT if a.raft else None, start, self.device, examined)
 
     def key(self, a): return content_hash([a.phrasings, a.replay, a.recipe, a.raft]) if a.phrasings or a.raft else None
 
@@ -196,7 +196,7 @@ class _Work:
         from finetune_nb.recipes.library import search_grid
         open_ = {self.key(a): a for a in self.arms if self.key(a)}
         tries = [(a, lr) for a in open_.values() for lr in search_grid(self.how_to(a), self.scale.rates)]
-        found = self.run([self.learn(a, SEARCH_SEED, lr) for a, lr in tries], "choosing rates", learn_run)
+        found = self.run([self.learn(a, SEARCH_SEED, lr, examined=True) for a, lr in tries], "choosing rates", learn_run)
         rows = [dict(training=a.name, key=self.key(a), lr=lr, valid_exact=f["results"]["valid_exact"], status=f["results"]["status"]) for (a, lr), f in zip(tries, found)]
         for key in open_:
             mine = [r for r in rows if r["key"] == key]
