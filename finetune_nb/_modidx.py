@@ -936,6 +936,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'finetune_nb/study/showdown.py'),
                                             'finetune_nb.study.showdown._wrapped': ( 'api/showdown.html#_wrapped',
                                                                                      'finetune_nb/study/showdown.py'),
+                                            'finetune_nb.study.showdown.gentlest': ( 'api/showdown.html#gentlest',
+                                                                                     'finetune_nb/study/showdown.py'),
                                             'finetune_nb.study.showdown.plot_phrasings': ( 'api/showdown.html#plot_phrasings',
                                                                                            'finetune_nb/study/showdown.py'),
                                             'finetune_nb.study.showdown.showdown': ( 'api/showdown.html#showdown',

@@ -145,7 +145,7 @@ def own_pairs(tok, data, raft, n, seed):
         out.append(("", f"{p.title}. {p.text}") if i % 2 else (render(tok, q.text), f" {q.restated or q.answer}"))
     return out
 
-# %% ../../nbs/api/58_own.ipynb #2ce9527b
+# %% ../../nbs/api/58_own.ipynb #67ca631d
 @dataclass
 class OwnShowdown:
     "Arms measured on your own documents; made by `own_showdown` and by `showdown(corpus=...)`."
@@ -203,7 +203,7 @@ def own_showdown(
     arms=None, # some of `OWN_ARMS`; None for all, without those that train if the model is large or the questions have no answers
     k=3, # passages that a search hands over
     search="bm25", # "bm25", "dense" or "hybrid", for the arms; all three are compared on retrieval
-    recipe=None, # how the arms train; None for full
+    recipe=None, # how the arms train; None for discriminative rates
     profile=None, # smoke, fast or full; None for the settings'
     seeds=None, # repetitions of the arms that train
     margin=.02, # differences of at most this do not matter

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['IGNORED', 'Pairs', 'encode_pairs', 'next_token_loss', 'causal_learner']
 
-# %% ../../nbs/api/37_causal.ipynb #15d46a2e
+# %% ../../nbs/api/37_causal.ipynb #3ff06c3f
 import torch
 import torch.nn.functional as F
+from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import TensorBase
@@ -57,7 +58,7 @@ def next_token_loss(
     "Mean cross-entropy (nats) of the tokens that count, each guessed from those before it."
     return F.cross_entropy(out.logits[:, :-1].flatten(0, 1), targets.as_subclass(torch.Tensor)[:, 1:].flatten(), ignore_index=IGNORED)
 
-# %% ../../nbs/api/37_causal.ipynb #6d8ca982
+# %% ../../nbs/api/37_causal.ipynb #f5431011
 def causal_learner(
     model, # a causal language model of the transformers library
     tok, # its tokeniser
@@ -65,13 +66,14 @@ def causal_learner(
     bs=16, # pairs in a batch
     seed=0, # decides the order of the batches
     granularity="stage", # of the layer groups: "stage", "block" or "layer"
+    clip=1., # the gradient is shortened to this length (2-norm); None for no limit
     device=None, # None for where the model is
 ): # -> fastai Learner with .groups, .seed, .granularity, .tok
-    "A fastai learner that goes on training a language model; `fit_recipe` takes it as it takes any other."
+    "A fastai learner that goes on training a language model; `fit_recipe` takes it as it takes any other. The default of `clip` is that of transformers' Trainer."
     set_seed(seed)
     device = device or next(model.parameters()).device
     data = encode_pairs(tok, pairs, context_length(tok, model.config))
     dl = MemoryDL(data, bs=min(bs, len(data)), seed=seed, shuffle=True, drop_last=True, device=device)
-    learn = Learner(DataLoaders(dl, dl, device=device), model.to(device), loss_func=next_token_loss, opt_func=adamw, splitter=splitter(granularity), train_bn=False, wd_bn_bias=True)
+    learn = Learner(DataLoaders(dl, dl, device=device), model.to(device), loss_func=next_token_loss, opt_func=adamw, splitter=splitter(granularity), train_bn=False, wd_bn_bias=True, cbs=[GradientClip(clip)] if clip else None)
     learn.groups, learn.seed, learn.granularity, learn.tok, learn.is_pretrained = layer_groups(model, granularity), seed, granularity, tok, True
     return learn
