@@ -53,7 +53,7 @@ def arm(
     if str(name).startswith("ft_") and str(name)[3:].isdigit(): return Arm(name, f"trained on each fact in {name[3:]} phrasings", int(name[3:]))
     raise FinetuneError(unknown_name("arm", name, ARMS))
 
-# %% ../../nbs/api/56_arms.ipynb #cf8b5189
+# %% ../../nbs/api/56_arms.ipynb #e127046a
 @dataclass(frozen=True)
 class Scale:
     "How much a showdown does."
@@ -72,7 +72,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(3, 40, 2, 4, 5, 4, 2, 3, 1, (20, 40), (1,), (0., 1.)),
-    "fast": Scale(5, 80, 200, 4, 96, 40, 3, 18, 2, (20, 80, 1000), (2, 4, 8), (0., .25, .5, .75, 1.)),
+    "fast": Scale(5, 80, 200, 4, 96, 40, 3, 30, 2, (20, 80, 1000), (2, 4, 8), (0., .25, .5, .75, 1.)),
     "full": Scale(10, 240, 1200, 8, 200, 100, 10, 100, 5, (20, 60, 240, 1000), (1, 2, 4, 8), (0., .2, .4, .6, .8, 1.)),
 }
 

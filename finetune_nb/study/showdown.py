@@ -34,7 +34,7 @@ CONTRASTS = (  # (what is said, arm, against, condition)
     ("search is as good as the right passage", "rag", "oracle", "rephrased"),
 )
 
-# %% ../../nbs/api/57_showdown.ipynb #cc8c7728
+# %% ../../nbs/api/57_showdown.ipynb #74deaa64
 @dataclass
 class Showdown:
     "Arms measured against each other on made-up worlds; made by `showdown`."
@@ -107,25 +107,34 @@ class Showdown:
         if axes is None:
             import matplotlib.pyplot as plt
             axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained", sharey=True)[1]
-        order = {a["arm"]: i for i, a in enumerate(self.arms)}
-        for a in self.arms:
-            c = COLOURS[order[a["arm"]] % len(COLOURS)]
-            for hardness, style in zip(("same_attribute", "same_name", "random"), ("-", "--", ":")):
-                points = sorted((int(k.split()[2]), v) for k, v in a["conditions"].items() if k.startswith(f"distractors {hardness}"))
-                _curve(axes[0], points, c, f"{a['arm']}, {hardness.replace('_', ' ')}", style)
+        from matplotlib.lines import Line2D
+        colours = {a["arm"]: COLOURS[i % len(COLOURS)] for i, a in enumerate(self.arms)}
+        kinds = dict(same_attribute="o", same_name="s", random="^")
+        reads = [a for a in self.arms if any(c.startswith("distractors") for c in a["conditions"])]
+        for i, a in enumerate(self.arms):
+            c = colours[a["arm"]]
+            for j, (hardness, marker) in enumerate(kinds.items()):
+                # Side by side, so that no interval hides another.
+                aside = .12*(reads.index(a) - (len(reads) - 1)/2) + .45*j if a in reads else 0
+                points = sorted((int(k.split()[2]) + aside, v) for k, v in a["conditions"].items() if k.startswith(f"distractors {hardness}"))
+                _curve(axes[0], points, c, None, "-", marker)
             _curve(axes[1], sorted((100*float(k.split()[1]), v) for k, v in a["conditions"].items() if k.startswith("recall")), c, a["arm"])
             _curve(axes[2], sorted((s["facts"], s) for s in self.sizes if s["arm"] == a["arm"]), c, a["arm"])
         for ax, x, title in zip(axes, ("passages beside the right one", "questions whose passage is found, %", "facts in the world (logarithmic)"), ("Look-alikes", "Only as good as its search", "More facts, as many updates")):
-            ax.set_xlabel(x); ax.set_title(title, fontsize=10); ax.grid(alpha=.25); ax.legend(fontsize=7)
+            ax.set_xlabel(x); ax.set_title(title, fontsize=10); ax.grid(alpha=.25)
+        for ax in axes[1:]: ax.legend(fontsize=7)
+        who = [Line2D([], [], color=colours[a["arm"]], label=a["arm"]) for a in reads] + [Line2D([], [], color="#666666", ls="", marker=m, ms=4, label=f"{h.replace('_', ' ')}") for h, m in kinds.items()]
+        axes[0].legend(handles=who, fontsize=7, ncols=2, loc="lower left")
+        axes[0].set_xticks(_look_alikes(self))
         axes[2].set_xscale("log"); axes[2].set_xticks(sorted({s["facts"] for s in self.sizes}), [str(n) for n in sorted({s["facts"] for s in self.sizes})]); axes[2].minorticks_off()
         axes[0].set_ylabel("right answers, %"); percent_limits(axes[0])
         return axes
 
-def _curve(ax, points, colour, label, style="-"):
+def _curve(ax, points, colour, label, style="-", marker="o"):
     if not points: return
     y = np.array([100*v["mean"] for _, v in points])
     ci = np.array([[100*v["mean"]]*2 if v["ci95"][0] is None else np.clip(100*np.array(v["ci95"]), 0, 100) for _, v in points])
-    ax.errorbar([x for x, _ in points], y, yerr=np.abs(ci.T - y), color=colour, ls=style, marker="o", ms=4, capsize=2, lw=1.4, label=label)
+    ax.errorbar([x for x, _ in points], y, yerr=np.abs(ci.T - y), color=colour, ls=style, marker=marker, ms=4, capsize=2, lw=1.4, label=label)
 
 def _wrapped(text, width):
     import textwrap
