@@ -34,7 +34,7 @@ CONTRASTS = (  # (what is said, arm, against, condition)
     ("search is as good as the right passage", "rag", "oracle", "rephrased"),
 )
 
-# %% ../../nbs/api/57_showdown.ipynb #74deaa64
+# %% ../../nbs/api/57_showdown.ipynb #6ae804ac
 @dataclass
 class Showdown:
     "Arms measured against each other on made-up worlds; made by `showdown`."
@@ -111,19 +111,20 @@ class Showdown:
         colours = {a["arm"]: COLOURS[i % len(COLOURS)] for i, a in enumerate(self.arms)}
         kinds = dict(same_attribute="o", same_name="s", random="^")
         reads = [a for a in self.arms if any(c.startswith("distractors") for c in a["conditions"])]
-        for i, a in enumerate(self.arms):
-            c = colours[a["arm"]]
+        for i, a in enumerate(reads):
             for j, (hardness, marker) in enumerate(kinds.items()):
                 # Side by side, so that no interval hides another.
-                aside = .12*(reads.index(a) - (len(reads) - 1)/2) + .45*j if a in reads else 0
+                aside = .12*(i - (len(reads) - 1)/2) + .45*j
                 points = sorted((int(k.split()[2]) + aside, v) for k, v in a["conditions"].items() if k.startswith(f"distractors {hardness}"))
-                _curve(axes[0], points, c, None, "-", marker)
+                _curve(axes[0], points, colours[a["arm"]], None, "-", marker)
+        for a in self.arms:
+            c = colours[a["arm"]]
             _curve(axes[1], sorted((100*float(k.split()[1]), v) for k, v in a["conditions"].items() if k.startswith("recall")), c, a["arm"])
             _curve(axes[2], sorted((s["facts"], s) for s in self.sizes if s["arm"] == a["arm"]), c, a["arm"])
         for ax, x, title in zip(axes, ("passages beside the right one", "questions whose passage is found, %", "facts in the world (logarithmic)"), ("Look-alikes", "Only as good as its search", "More facts, as many updates")):
             ax.set_xlabel(x); ax.set_title(title, fontsize=10); ax.grid(alpha=.25)
         for ax in axes[1:]: ax.legend(fontsize=7)
-        who = [Line2D([], [], color=colours[a["arm"]], label=a["arm"]) for a in reads] + [Line2D([], [], color="#666666", ls="", marker=m, ms=4, label=f"{h.replace('_', ' ')}") for h, m in kinds.items()]
+        who = [Line2D([], [], color=colours[a["arm"]], label=a["arm"]) for a in reads] + [Line2D([], [], color="#666666", ls="", marker=m, ms=4, label=h.replace("_", " ")) for h, m in kinds.items()]
         axes[0].legend(handles=who, fontsize=7, ncols=2, loc="lower left")
         axes[0].set_xticks(_look_alikes(self))
         axes[2].set_xscale("log"); axes[2].set_xticks(sorted({s["facts"] for s in self.sizes}), [str(n) for n in sorted({s["facts"] for s in self.sizes})]); axes[2].minorticks_off()
@@ -140,7 +141,7 @@ def _wrapped(text, width):
     import textwrap
     return "\n".join(textwrap.wrap(text, width))
 
-# %% ../../nbs/api/57_showdown.ipynb #a52bbdf1
+# %% ../../nbs/api/57_showdown.ipynb #de3c10ae
 def showdown(
     arms=None, # names of `ARMS`; None for all
     seeds=None, # number of worlds; None for the profile's
@@ -196,8 +197,10 @@ class _Work:
 
     def how_to(self, a):
         from finetune_nb.recipes.library import recipe as find_recipe
-        r = find_recipe(a.recipe if a.recipe == "lora" or self.recipe is None else self.recipe)
-        return r if self.recipe is not None and not a.raft and a.recipe != "lora" else replace(r, schedule="warmup", search=RATES.get("raft" if a.raft else a.recipe, r.search))  # the schedule usual for language models
+        given = self.recipe is not None and a.recipe != "lora"
+        r = find_recipe(self.recipe if given else a.recipe)
+        if given and not a.raft: return r
+        return replace(r, schedule="warmup", search=RATES.get("raft" if a.raft else a.recipe, r.search))  # the schedule usual for language models
 
     def learn(self, a, seed, lr, facts=None, start=None, examined=False):
         r = self.how_to(a)
