@@ -53,7 +53,7 @@ def arm(
     if str(name).startswith("ft_") and str(name)[3:].isdigit(): return Arm(name, f"trained on each fact in {name[3:]} phrasings", int(name[3:]))
     raise FinetuneError(unknown_name("arm", name, ARMS))
 
-# %% ../../nbs/api/56_arms.ipynb #e127046a
+# %% ../../nbs/api/56_arms.ipynb #0a559f19
 @dataclass(frozen=True)
 class Scale:
     "How much a showdown does."
@@ -63,7 +63,7 @@ class Scale:
     bs:int  # texts in an update; RAFT's are four times as long, so it gets a quarter as many
     questions:int  # about new facts in new phrasings, what counts most, a world
     others:int  # questions of every other condition and world
-    curves:int  # worlds in which the curves over passages, recall and facts are measured, too
+    curves:int  # worlds in which the curves over passages, recall and facts are measured, too, and the weights brought up to date
     sweep:int  # questions a point of a curve and seed
     rates:int  # that every training may try, on a world that is not reported
     sizes:tuple  # numbers of facts for the curve
@@ -72,7 +72,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(3, 40, 2, 4, 5, 4, 2, 3, 1, (20, 40), (1,), (0., 1.)),
-    "fast": Scale(5, 80, 200, 4, 96, 40, 3, 30, 2, (20, 80, 1000), (2, 4, 8), (0., .25, .5, .75, 1.)),
+    "fast": Scale(5, 80, 180, 4, 96, 40, 3, 20, 2, (20, 80, 1000), (2, 4, 8), (0., .25, .5, .75, 1.)),
     "full": Scale(10, 240, 1200, 8, 200, 100, 10, 100, 5, (20, 60, 240, 1000), (1, 2, 4, 8), (0., .2, .4, .6, .8, 1.)),
 }
 
@@ -241,7 +241,7 @@ def _others(scene, question, n, hardness="same_attribute"):
 
 def _shuffled(passages, seed, question): return [passages[i] for i in rng("order of passages", seed, question.text).permutation(len(passages))]
 
-# %% ../../nbs/api/56_arms.ipynb #fcddc78c
+# %% ../../nbs/api/56_arms.ipynb #6774d38f
 SWEEPS = ("distractors", "recall")  # "distractors same_attribute 4": the right passage among so many others; "recall 0.5": search that finds it so often
 
 def ask_config(
@@ -295,7 +295,7 @@ def ask_run(config, place, folder=None):
         # All at once: the same question with the same passages, under another condition, is answered once.
         said = iter(reader.answer([q.text for c in asked for q, _ in asked[c]], [ps for c in asked for ps in given[c] or [[]]*len(asked[c])]))
         for c in asked: out["conditions"][c] = _score([next(said) for _ in asked[c]], asked[c], given[c])
-        if config["timed"]: out["latency_ms"] = _latency(reader, scene.questions("rephrased", 15), lambda one: read(one, "rephrased"))
+        if config["timed"]: out["latency_ms"] = _latency(reader, scene.questions("rephrased", 8), lambda one: read(one, "rephrased"))
     return out
 
 def _score(said, asked, given):

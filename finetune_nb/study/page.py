@@ -12,7 +12,7 @@ from string import Template
 
 from ..core.files import atomic_path, write_text
 
-# %% ../../nbs/api/52a_page.ipynb #4e8b92db
+# %% ../../nbs/api/52a_page.ipynb #2ae73ce0
 def save_figures(
     folder, # where to
     figures, # dict of file name -> matplotlib figure; they are closed
@@ -29,7 +29,8 @@ def save_figures(
     return out
 
 def html_picture(png, alt): return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-def html_table(df, **kw): return f'<div class="wide">{df.to_html(border=0, na_rep="", **kw)}</div>'
+def html_table(df, **kw): return f'<div class="wide">{df.to_html(border=0, na_rep="", float_format=_short, **kw)}</div>'
+def _short(x): return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"  # three digits tell what intervals leave certain
 def html_list(lines): return "<ul>" + "".join(f"<li>{escape(s)}</li>" for s in lines) + "</ul>"
 def html_facts(facts): return '<div class="wide"><table>' + "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items()) + "</table></div>"
 

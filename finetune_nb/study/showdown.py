@@ -141,7 +141,7 @@ def _wrapped(text, width):
     import textwrap
     return "\n".join(textwrap.wrap(text, width))
 
-# %% ../../nbs/api/57_showdown.ipynb #de3c10ae
+# %% ../../nbs/api/57_showdown.ipynb #def3e4a6
 def showdown(
     arms=None, # names of `ARMS`; None for all
     seeds=None, # number of worlds; None for the profile's
@@ -249,11 +249,11 @@ class _Work:
         learned = dict(zip(jobs, self.run(list(jobs.values()), "training", learn_run)))
         weights = {key: content_hash(c) for key, c in jobs.items()}
         # Those that answer from their weights alone are brought up to date by further training.
-        again = {(a.name, seed): self.learn(a, seed, self.rate[self.key(a)], start=weights[a.name, self.scale.facts, seed]) for a in trains if not a.reads for seed in self.worlds}
+        again = {(a.name, seed): self.learn(a, seed, self.rate[self.key(a)], start=weights[a.name, self.scale.facts, seed]) for a in trains if not a.reads for seed in self.worlds[:self.scale.curves]}
         updated = dict(zip(again, self.run(list(again.values()), "updating", learn_run)))
         asks = {(a.name, seed): self.ask(a, seed, weights.get((a.name, self.scale.facts, seed)), self.conditions(a, sweeps, seed in swept), timed=True) for a in self.arms for seed in self.worlds}
         asks |= {(name, seed, "updated"): self.ask(arm(name), seed, content_hash(c), dict.fromkeys(("changed", "old"), self.scale.others)) for (name, seed), c in again.items()}
-        asks |= {(a.name, seed, n): self.ask(a, seed, weights.get((a.name, n, seed)), dict(rephrased=self.scale.others), n) for a in sized for n in self.scale.sizes for seed in swept}
+        asks |= {(a.name, seed, n): self.ask(a, seed, weights.get((a.name, n, seed)), dict(rephrased=self.scale.others), n) for a in sized for n in self.scale.sizes if n != self.scale.facts for seed in swept}
         answers = {key: r["results"] for key, r in zip(asks, self.run(list(asks.values()), "asking", ask_run))}
         rows = [self.row(a, learned, updated, answers) for a in self.arms]
         base = next((r for r in rows if r["arm"] == "base"), None)
@@ -280,7 +280,7 @@ class _Work:
         sizes = []
         for a in sized:
             for n in self.scale.sizes:
-                mean, *ci = mean_ci([answers[a.name, seed, n]["conditions"]["rephrased"]["exact"] for seed in swept])
+                mean, *ci = mean_ci([answers.get((a.name, seed, n), answers[a.name, seed])["conditions"]["rephrased"]["exact"] for seed in swept])  # its usual world is asked anyway
                 sizes.append(dict(arm=a.name, facts=n, mean=mean, ci95=ci))
         about = dict(model=str(self.model), k=self.k, search_by=self.how, rates=self.scale.rates, facts=self.scale.facts, steps=self.scale.steps, batch_size=self.scale.bs, raft=RAFT, settings=dict(s.record()))
         return Showdown(rows, self.worlds, reference, margin, contrasts, self.tried, sizes, about)
@@ -294,10 +294,10 @@ class _Work:
                           questions=sum(e["n"] for e in each), found=known_mean(e.get("found") for e in each), cited=known_mean(e.get("cited") for e in each))
         r = out["rephrased"]
         runs = [learned[a.name, self.scale.facts, seed]["results"] for seed in self.worlds] if self.key(a) else []
-        new = [answers.get((a.name, seed, "updated")) for seed in self.worlds] if self.key(a) and not a.reads else []
-        seconds = known_mean(m.get("update_seconds") for m in mine) if not new else known_mean(updated[a.name, seed]["results"]["train_seconds"] for seed in self.worlds)
+        again = self.worlds[:self.scale.curves] if self.key(a) and not a.reads else []
+        seconds = known_mean(updated[a.name, seed]["results"]["train_seconds"] for seed in again) if again else known_mean(m.get("update_seconds") for m in mine)
         return dict(arm=a.name, about=a.about, reads=a.reads, trained=bool(runs), exact_match=r["mean"], ci95=r["ci95"], per_seed=r["per_seed"], f1=r["f1"], conditions=out, hallucination=1 - out["unanswerable"]["mean"],
-                    updated=known_mean(n["conditions"]["changed"]["exact"] for n in new) if new else out["changed"]["mean"] if a.reads == "search" else None,
+                    updated=known_mean(answers[a.name, seed, "updated"]["conditions"]["changed"]["exact"] for seed in again) if again else out["changed"]["mean"] if a.reads == "search" else None,
                     update_seconds=seconds, train_seconds=known_mean(x["train_seconds"] for x in runs), train_tokens=known_mean(x["tokens"] for x in runs), diverged=sum(x["status"] == "diverged" for x in runs),
                     index_seconds=known_mean(m.get("index_seconds") for m in mine), latency_ms=known_mean(m["latency_ms"] for m in mine), memory_mb=known_mean(m["memory_mb"] for m in mine), lr=self.rate.get(self.key(a)),
                     tokens_read=known_mean(m["conditions"]["rephrased"]["tokens_read"] for m in mine), tokens_written=known_mean(m["conditions"]["rephrased"]["tokens_written"] for m in mine))
