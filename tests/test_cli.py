@@ -134,5 +134,5 @@ def test_interrupt_is_130_and_keeps_what_is_done(tmp_path):
         time.sleep(.1)
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=60)
-    assert p.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    assert p.returncode == 130 and "interrupted" in err and "Traceback" not in err, err[-2000:]
     assert list((tmp_path/"cache").glob("runs/*/run.json"))

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['heed_interrupts', 'stop_if_interrupted']
 
-# %% ../../nbs/api/03a_interrupt.ipynb #72a5283a
-import signal, threading
+# %% ../../nbs/api/03a_interrupt.ipynb #ac5ecce9
+import os, signal, sys, threading
 from contextlib import contextmanager
 
-# %% ../../nbs/api/03a_interrupt.ipynb #3eb99ec5
+# %% ../../nbs/api/03a_interrupt.ipynb #63235408
 _asked = threading.Event()
 
 @contextmanager
@@ -17,9 +17,20 @@ def heed_interrupts():
     "Remember Ctrl-C (SIGINT) inside this block, besides raising `KeyboardInterrupt` as usual."
     if threading.current_thread() is not threading.main_thread(): yield; return  # only there may handlers be set
     def handler(number, frame): _asked.set(); raise KeyboardInterrupt
-    before = signal.signal(signal.SIGINT, handler)
+    def again():
+        if _asked.is_set(): os.kill(os.getpid(), signal.SIGINT)
+    def unraisable(info):
+        # Python cannot raise in a finaliser or a weak reference's callback: there the interruption is only reported. So it comes again.
+        if isinstance(info.exc_value, KeyboardInterrupt): threading.Timer(.05, again).start()
+        else: reported(info)
+    before, reported = signal.signal(signal.SIGINT, handler), sys.unraisablehook
+    sys.unraisablehook = unraisable
     try: yield
-    finally: signal.signal(signal.SIGINT, before); _asked.clear()
+    except Exception as e:
+        # What a library makes of being interrupted (a broken pipe, a lost worker) is still an interruption.
+        if _asked.is_set(): raise KeyboardInterrupt from e
+        raise
+    finally: signal.signal(signal.SIGINT, before); sys.unraisablehook = reported; _asked.clear()
 
 def stop_if_interrupted():
     "Raise `KeyboardInterrupt` if the work was to stop and has not."
