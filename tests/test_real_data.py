@@ -21,11 +21,23 @@ def test_imagenet_weights_on_sign_digits(tmp_path):
     assert arms["fine_tuned"]["mean"] > arms["linear_probe"]["mean"]
 
 
+def test_search_finds_the_paragraphs_of_real_questions():
+    "XQuAD's English part: whole paragraphs, each question has one."
+    from finetune_nb.rag.metrics import retrieval_table
+    from finetune_nb.rag.retrieve import Retriever
+    from finetune_nb.tasks.world import Passage
+    given = json.loads((DATA/"xquad_squad"/"xquad.en.json").read_text())["data"]
+    paragraphs = [p for article in given for p in article["paragraphs"]]
+    passages = [Passage(str(i), "", p["context"]) for i, p in enumerate(paragraphs)]
+    asked = [(q["question"], {str(i)}) for i, p in enumerate(paragraphs) for q in p["qas"]]
+    found = retrieval_table({how: Retriever(passages, how=how) for how in ("bm25", "hybrid")}, [q for q, _ in asked], [g for _, g in asked], (1, 5))
+    assert len(asked) > 1000 and (found["recall@5"] > .95).all(), found
+
+
 def test_real_questions_on_real_paragraphs(tmp_path):
-    "XQuAD's English part: search finds the paragraphs; the tiny story-teller that lies here answers by the same path as a large model, if not well."
+    "The tiny story-teller that lies here answers by the same path as a large model, if not well; it reads little at a time, so the paragraphs are cut and an answer stands in several pieces."
     done = cli(tmp_path, "showdown", "--corpus", DATA/"xquad_squad"/"xquad.en.json", "--model", DATA/"weights"/"stories260K_hf", "--arms", "base,rag,oracle", "--profile", "smoke", "--json", limit=900)
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
-    found = {r["how"]: r for r in got["retrieval"]}
-    assert found["bm25"]["recall@5"] > .8 and found["bm25"]["n"] > 1000
+    for r in got["retrieval"]: assert r["n"] > 1000 and .3 < r["recall@1"] < r["recall@3"] < r["recall@5"] < r["recall@10"] <= 1, r
     assert [a["arm"] for a in got["arms"]] == ["base", "rag", "oracle"] and all(0 <= a["f1"] <= 1 for a in got["arms"])
