@@ -40,11 +40,11 @@ def test_killed_half_way_and_started_again(tmp_path):
 
 def test_two_at_once_do_every_run_once(tmp_path):
     # Each run appends its name to a log when it trains; two processes share one store.
-    code = ("import sys, finetune_nb.study.runs as r; from finetune_nb.study.compare import compare\n"
-            "train = r._train\n"
-            "def logged(config, *more):\n    open(sys.argv[1], 'a').write(r.content_hash(config) + '\\n'); return train(config, *more)\n"
-            "r._train = logged\n"
-            "compare('digits', ['full', 'linear_probe'], labels=1, profile='smoke', quiet=True)")
+    code = ("import sys, finetune_nb.study.compare as c; from finetune_nb.core.files import content_hash\n"
+            "train = c.train_run\n"
+            "def logged(config, *more):\n    open(sys.argv[1], 'a').write(content_hash(config) + '\\n'); return train(config, *more)\n"
+            "c.train_run = logged\n"
+            "c.compare('digits', ['full', 'linear_probe'], labels=1, profile='smoke', quiet=True)")
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"log")], env=environment(tmp_path), cwd=tmp_path) for _ in range(2)]
     assert [p.wait(timeout=200) for p in both] == [0, 0]
     trained = (tmp_path/"log").read_text().split()

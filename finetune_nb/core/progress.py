@@ -10,7 +10,7 @@ import sys
 
 from .interrupt import stop_if_interrupted
 
-# %% ../../nbs/api/04_progress.ipynb #96e0c3db
+# %% ../../nbs/api/04_progress.ipynb #ab26ad7b
 def in_notebook():
     "Is this running in a Jupyter kernel?"
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -21,9 +21,12 @@ def progress(
     total=None, # how many, if `items` cannot say
     what="", # short name of the work
     quiet=False, # draw nothing?
+    on_bar=None, # called with the bar, so that its text can be changed
 ): # -> iterator over the items
     "Iterate over `items` behind a progress bar fit for the place, and stop between two of them if that was asked for."
-    for item in _behind_bar(items, total, what, quiet):
+    bar = _behind_bar(items, total, what, quiet)
+    if on_bar and not quiet: on_bar(bar)
+    for item in bar:
         stop_if_interrupted()
         yield item
     stop_if_interrupted()

@@ -21,7 +21,7 @@ from ..models.load import BUNDLED
 from .loop import load_optimisers, optimiser_tensors, rate_at, run_command
 from ..tasks.glyphs import FONTS, GlyphBank, distort, glyph_bank, pretraining_chars
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #9fa70879
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #7728f866
 def split_bank(
     bank:GlyphBank, # all drawings
     seed=0, # which drawings are held out
@@ -39,7 +39,8 @@ def batch(
     step:int, # number of the batch
     size:int, # images in it
     seed=0, # of the whole run
-    **kwargs, # arguments of `distort`
+    distort=distort, # function that distorts a batch of drawings
+    **kwargs, # its arguments
 ): # -> (float32 [size, 1, 32, 32] in 0..1, int64 [size])
     "Batch number `step` of the run `seed`: always the same one, so a resumed run sees what an uninterrupted one sees."
     g = torch.Generator().manual_seed(int(rng(seed, "batch", step).integers(2**62)))
@@ -58,7 +59,7 @@ def _by_class(bank):
 ARCHITECTURE = dict(architecture="resnet10t", channels=[24, 48, 96, 192], stem_width=24, in_chans=1, stem_pool=False)
 INPUT = dict(size=32, channels=1, mean=[0.25], std=[0.3])  # rounded statistics of the distorted glyphs
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #6788f421
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #bea41110
 def _optimizer(model, peak, weight_decay):
     # Norms and biases are not decayed: pulling a scale towards zero shrinks the signal, it does not simplify the function.
     decay = [p for p in model.parameters() if p.ndim > 1]
@@ -86,12 +87,15 @@ def pretrain(
     quiet=False, # no progress bar?
     architecture=None, # arguments of `create_model`; None for `ARCHITECTURE`
     write_card=None, # function of config.json's dict that writes the model card; None for `card`
+    source=None, # other images than characters: dict(bank=, distort=, input=) of things like a `GlyphBank`, `distort` and `INPUT`
 ): # -> dict of results, or None if stopped before the end
     "Pre-train, or go on with, the network in `out`; ends by writing model.safetensors (fp16), config.json and README.md."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     architecture, distortion = architecture or ARCHITECTURE, distortion or {}
-    train, held = split_bank(glyph_bank(chars or pretraining_chars()), seed)
-    run = dict(architecture, steps=steps, size=size, peak=peak, weight_decay=weight_decay, seed=seed, chars="".join(train.chars), distortion=distortion)
+    source = source or dict(bank=glyph_bank(chars or pretraining_chars()), distort=distort, input=INPUT)
+    (train, held), how, input = split_bank(source["bank"], seed), dict(distortion, distort=source["distort"]), source["input"]
+    classes = "".join(train.chars) if all(len(c) == 1 for c in train.chars) else train.chars
+    run = dict(architecture, steps=steps, size=size, peak=peak, weight_decay=weight_decay, seed=seed, chars=classes, distortion=distortion)
     set_seed(seed)
     model = to_fast_layout(create_model(**architecture, num_classes=len(train.chars)))
     opt, state, start, log = _optimizer(model, peak, weight_decay), out/"state.safetensors", 0, []
@@ -100,11 +104,11 @@ def pretrain(
         if meta.get("run") == content_hash(run):
             _unpack(tensors, model, opt); start = int(meta["step"]); log = json.loads(meta["log"])
             if not quiet: print(f"going on at step {start} of {steps}", file=sys.stderr)
-    mean, std, model = INPUT["mean"][0], INPUT["std"][0], model.train()
+    mean, std, model = input["mean"][0], input["std"][0], model.train()
     last = min(steps, start + (stop_after or steps))
     for step in progress(range(start, last), what="pre-training", quiet=quiet):
         for group in opt.param_groups: group["lr"] = rate_at(step, steps, peak)
-        x, y = batch(train, step, size, seed, **distortion)
+        x, y = batch(train, step, size, seed, **how)
         loss = F.cross_entropy(model(((x - mean)/std).to(memory_format=torch.channels_last)), y)
         opt.zero_grad(); loss.backward(); opt.step()
         if not math.isfinite(loss.item()): raise FileError(f"the loss became {loss.item()} at step {step}; lower the rate (peak={peak})")
@@ -112,9 +116,9 @@ def pretrain(
             log.append([step + 1, round(loss.item(), 4)])
             save_tensors(state, _pack(model, opt), {"run": content_hash(run), "step": str(step + 1), "log": json.dumps(log)})
     if last < steps: return None
-    results = {"accuracy": accuracy(model, train, seed, **distortion), "accuracy_unseen_drawings": accuracy(model, held, seed, **distortion),
+    results = {"accuracy": accuracy(model, train, seed, input=input, **how), "accuracy_unseen_drawings": accuracy(model, held, seed, input=input, **how),
                "classes": len(train.chars), "drawings": len(train), "images_seen": steps * size}
-    _ship(out, model, architecture, run, results, log, write_card or card)
+    _ship(out, model, architecture, run, results, log, write_card or card, input)
     state.unlink()
     return results
 
@@ -124,6 +128,8 @@ def accuracy(
     bank:GlyphBank, # drawings to test on
     seed=0, # of the distortions
     n=4096, # images
+    distort=distort, # function that distorts a batch of drawings
+    input=INPUT, # statistics to normalise with
     **kwargs, # arguments of `distort`
 ): # -> share of right answers, 0..1
     "Accuracy on freshly distorted drawings of `bank`, each drawing equally often."
@@ -132,18 +138,18 @@ def accuracy(
     g = torch.Generator().manual_seed(int(rng(seed, "test").integers(2**62)))
     for _ in range(n // 256):
         pick = torch.randint(len(bank), (256,), generator=g)
-        x = (distort(bank.images[pick], g, **kwargs) - INPUT["mean"][0]) / INPUT["std"][0]
+        x = (distort(bank.images[pick], g, **kwargs) - input["mean"][0]) / input["std"][0]
         right += (model(x).argmax(1) == bank.labels[pick]).sum().item()
     model.train(was)
     return right / (n // 256 * 256)
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #2166f805
-def _ship(out, model, architecture, run, results, log, write_card):
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #f69bbe28
+def _ship(out, model, architecture, run, results, log, write_card, input):
     # BatchNorm's running variances can exceed what fp16 holds well; they are few, so they stay fp32.
     state = {k: (v.half() if v.is_floating_point() and "running" not in k else v) for k, v in model.state_dict().items()
              if not k.endswith("num_batches_tracked")}
     save_tensors(out/"model.safetensors", state)
-    config = dict(architecture=architecture, num_classes=len(run["chars"]), input=INPUT, classes=run["chars"], licence="Apache-2.0",
+    config = dict(architecture=architecture, num_classes=len(run["chars"]), input=input, classes=run["chars"], licence="Apache-2.0",
                   sha256=sha256(out/"model.safetensors"), training={k: run[k] for k in ("steps", "size", "peak", "weight_decay", "seed", "distortion")},
                   results=results, log=log)
     config["parameters"] = sum(p.numel() for p in model.parameters())

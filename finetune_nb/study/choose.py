@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAIVE', 'rank_agreement', 'Choice', 'choose_study']
 
-# %% ../../nbs/api/55_choose.ipynb #0852246b
+# %% ../../nbs/api/55_choose.ipynb #d5538380
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from ..core.files import writable_folder
 from ..core.seeds import rng
 from ..core.settings import settings
 from ..models.scores import SCORES
-from .compare import SEARCH_SEED, budget_steps
+from .compare import SEARCH_SEED
 from .rank import check_candidates, scored_model, scores_folder
-from .runs import do_runs, run_config
+from .runs import do_runs
 from .stats import mean_ci
+from .train import budget_steps, run_config, train_run
 
 # %% ../../nbs/api/55_choose.ipynb #e308d9ca
 def rank_agreement(
@@ -51,7 +52,7 @@ def rank_agreement(
     return dict(tau=float(found), ci95=[float(low), float(high)], weighted_tau=float(np.mean([weightedtau(t, row)[0] for row in x])), p=float(p), n=n,
                 verdict=("ranks" if found > 0 else "ranks backwards") if shown else "no relation shown")
 
-# %% ../../nbs/api/55_choose.ipynb #430cac60
+# %% ../../nbs/api/55_choose.ipynb #4b8cd3be
 NAIVE = {"parameters": "number of parameters", "source_accuracy": "pre-training accuracy", "one_fine_tuning": "one fine-tuning"}
 
 @dataclass
@@ -176,13 +177,13 @@ def choose_study(
         place = dict(store=store, task=str(task), model=model, weights=None, skip_bad=False, offline=s.offline)
         return run_config(loaded, recipe, labels, seed, steps, model, None, bs, size, device, splits, 0, budget.eval_limit), place
     tries = [(m, r, r.with_lr(lr)) for m in models for r in chosen for lr in ([r.lr] if r.lr else search_grid(r, rates or budget.rates))]
-    found = do_runs([job(m, tried, SEARCH_SEED, ("valid",)) for m, _, tried in tries], s.workers, "choosing rates", quiet)
+    found = do_runs([job(m, tried, SEARCH_SEED, ("valid",)) for m, _, tried in tries], train_run, s.workers, "choosing rates", quiet)
     best = {}
     for (m, r, tried), f in zip(tries, found):
         f = f["results"]; rank = (f["status"] == "done", f["valid_accuracy"], -f["valid_loss"])
         if (m, r.name) not in best or rank > best[m, r.name][0]: best[m, r.name] = (rank, tried)
     pairs = [(m, r) for m in models for r in chosen]
-    runs = iter(do_runs([job(m, best[m, r.name][1], seed, ("test",)) for m, r in pairs for seed in draws], s.workers, "fine-tuning", quiet))
+    runs = iter(do_runs([job(m, best[m, r.name][1], seed, ("test",)) for m, r in pairs for seed in draws], train_run, s.workers, "fine-tuning", quiet))
     rows = {m: dict(look[0], scores={k: [l["scores"][k] for l in look] for k in scores}, accuracy={}) for m, look in zip(models, looks)}
     for m, r in pairs:
         got = [next(runs)["results"] for _ in draws]

@@ -145,7 +145,7 @@ def own_pairs(tok, data, raft, n, seed):
         out.append(("", f"{p.title}. {p.text}") if i % 2 else (render(tok, q.text), f" {q.restated or q.answer}"))
     return out
 
-# %% ../../nbs/api/58_own.ipynb #67ca631d
+# %% ../../nbs/api/58_own.ipynb #fd508d72
 @dataclass
 class OwnShowdown:
     "Arms measured on your own documents; made by `own_showdown` and by `showdown(corpus=...)`."
@@ -239,7 +239,7 @@ def own_showdown(
     kept = [[p.id, p.title, p.text] for p in data.passages], [[q.text, list(q.answers), sorted(data.golds[q.text])] for qs in data.parts.values() for q in qs]
     digest = content_hash(kept)
     def config(a, seed, recipe): return own_config(a, digest, seed, recipe, scale.steps if recipe else 0, scale.bs, k, search, model, 4 if s.profile == "smoke" else None, device)
-    def run(configs, what): return [r["results"] for r in do_runs([(c, place) for c in configs], s.workers, what, quiet, own_run)]
+    def run(configs, what): return [r["results"] for r in do_runs([(c, place) for c in configs], own_run, s.workers, what, quiet)]
     rates, tried = {}, []
     for a in chosen:
         if not (a.phrasings or a.raft): continue

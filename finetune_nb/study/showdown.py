@@ -141,7 +141,7 @@ def _wrapped(text, width):
     import textwrap
     return "\n".join(textwrap.wrap(text, width))
 
-# %% ../../nbs/api/57_showdown.ipynb #def3e4a6
+# %% ../../nbs/api/57_showdown.ipynb #4952a1f8
 def showdown(
     arms=None, # names of `ARMS`; None for all
     seeds=None, # number of worlds; None for the profile's
@@ -210,7 +210,7 @@ class _Work:
     def key(self, a): return content_hash([a.phrasings, a.replay, a.recipe, a.raft]) if a.phrasings or a.raft else None
 
     def run(self, configs, what, work):
-        return do_runs([(c, self.place) for c in configs], self.workers, what, self.quiet, work)
+        return do_runs([(c, self.place) for c in configs], work, self.workers, what, self.quiet)
 
     def choose_rates(self):
         from finetune_nb.recipes.library import search_grid

@@ -156,6 +156,7 @@ class Task(BaseTask):
     shifts:dict = field(default_factory=dict)  # name -> (images, labels): the test split, changed
     augment:bool = False  # turn, zoom and relight training images? the same for every recipe
     data_hash:str = ""  # names the exact data a run saw
+    history:list = field(default_factory=list)  # what was done to the data, by `tasks.changes`: dicts of parent, note, hash
 
     @property
     def items(self): return self.images

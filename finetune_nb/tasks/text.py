@@ -77,6 +77,7 @@ class TextTask(BaseTask):
     shifts:dict = field(default_factory=dict)  # name -> (Texts, labels): the test split, changed
     augment:bool = False  # always False: texts are not distorted
     data_hash:str = ""  # names the exact data a run saw
+    history:list = field(default_factory=list)  # what was done to the data, by `tasks.changes`: dicts of parent, note, hash
 
     def __post_init__(self):
         super().__post_init__()
