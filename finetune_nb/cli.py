@@ -90,7 +90,7 @@ def _parser():
     c.add_argument("--out", metavar="DIR", help="folder for the results; default: audit_TASK in the reports folder")
     return p
 
-# %% ../nbs/api/90_cli.ipynb #e219a5b1
+# %% ../nbs/api/90_cli.ipynb #96bbda65
 def _compare(a):
     from pathlib import Path
     s = settings(a.settings, profile=a.profile, seeds=a.seeds)
@@ -123,11 +123,12 @@ def _showdown(a):
 def _study(a):
     from pathlib import Path
     s = settings(a.settings, profile=a.profile, seeds=a.seeds)
+    from finetune_nb.study.engine import run_study
     from finetune_nb.study.study import Study
     from finetune_nb.study.study_report import save_study, study_conclusions, study_summary
     study = Study.from_yaml(Path(a.file))
     out = Path(a.out or Path(s.reports)/f"study_{_as_name(study.name)}")
-    got = study.run(a.profile, a.seeds, settings_file=a.settings, backend=a.backend, address=a.address, out=out)
+    got = run_study(study, a.profile, a.seeds, settings_file=a.settings, backend=a.backend, address=a.address, out=out)
     paths = save_study(got, out)
     if a.json: return study_summary(got) | dict(files={n: str(p) for n, p in paths.items()})
     print(got.table().round(4).to_string(), "", *study_conclusions(got), "", *(f"{n:13} {p}" for n, p in paths.items()), sep="\n")
@@ -148,14 +149,18 @@ def _claims(a):
 
 def _audit(a):
     from pathlib import Path
-    s = settings(a.settings)
-    from finetune_nb.study.audit_report import save_audit
-    from finetune_nb.tasks.audit import audit
-    found = audit(a.task)
+    s, photos = settings(a.settings), os.path.isdir(a.task)
     out = Path(a.out or Path(s.reports)/f"audit_{_as_name(Path(a.task).resolve().name if os.path.exists(a.task) else a.task)}")
-    paths = save_audit(found, out)
-    if a.json: return dict(task=a.task, findings=json.loads(found.findings().reset_index().to_json(orient="records")), files={n: str(p) for n, p in paths.items()})
-    print(found.findings().to_string(), "", *(f"{n:13} {p}" for n, p in paths.items()), sep="\n")
+    from finetune_nb.core.files import writable_folder
+    from finetune_nb.study.audit_report import audit_conclusions, save_audit
+    from finetune_nb.tasks.audit import audit
+    from finetune_nb.tasks.load import load_task
+    task = load_task(a.task, skip_bad=True)  # what cannot be read is a finding here
+    writable_folder(out)
+    found = audit(task, folder=a.task if photos else None)
+    paths = save_audit(found, out, found.cleaned()[1])
+    if a.json: return found.to_dict() | dict(files={n: str(p) for n, p in paths.items()})
+    print(found.findings().to_string(), "", *audit_conclusions(found), "", *(f"{n:13} {p}" for n, p in paths.items()), sep="\n")
 
 def _as_name(text): return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
 

@@ -72,9 +72,12 @@ def hub(repository, files):
     finally: server.shutdown()
 
 
+_IMPATIENT = "import time; time.sleep = lambda seconds, wait=time.sleep: wait(min(seconds, .01))\n"  # the hub's client waits 23 seconds in all between its six tries
+
+
 def with_hub(tmp, endpoint, code):
     "What `code` prints in a process whose hub is at `endpoint` and whose hub cache lies in `tmp`."
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180,
+    done = subprocess.run([sys.executable, "-c", _IMPATIENT + code], capture_output=True, text=True, timeout=180,
                           env=environment(tmp, HF_ENDPOINT=endpoint, HF_HOME=str(Path(tmp)/"hf"), HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1"))
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

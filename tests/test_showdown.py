@@ -18,18 +18,25 @@ def notes(folder):
     with open(folder/"qa.csv", "w", newline="") as f: csv.writer(f).writerows([("question", "answer", "document"), *rows])
 
 
-def test_json_is_one_object_with_arms_and_files(tmp_path):
-    done = cli(tmp_path, *SMALL, "--out", "r", "--json")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "(folder, finished process) of a showdown in one go."
+    tmp = tmp_path_factory.mktemp("whole")
+    return tmp, cli(tmp, *SMALL, "--out", "r", "--json")
+
+
+def test_json_is_one_object_with_arms_and_files(whole):
+    tmp, done = whole
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     assert [a["arm"] for a in got["arms"]] == ["base", "rag", "ft_many"]
     assert {"exact_match", "ci95", "forgetting", "update_seconds", "latency_ms"} <= set(got["arms"][0]) and len(got["aspects"]) == 5
-    assert {p.name for p in (tmp_path/"r").iterdir()} == {"report.html", "results.csv", "summary.json", "arms.png", "sweeps.png"}
+    assert {p.name for p in (tmp/"r").iterdir()} == {"report.html", "results.csv", "summary.json", "arms.png", "sweeps.png"}
 
 
-def test_a_killed_showdown_goes_on(tmp_path):
+def test_a_killed_showdown_goes_on(tmp_path, whole):
     "No finished run is done again, and the figures are those of a run in one go."
-    whole = json.loads(cli(tmp_path, *SMALL, "--json", FINETUNE_NB_CACHE=str(tmp_path/"whole")).stdout)
+    whole = json.loads(whole[1].stdout)
     args = [sys.executable, "-m", "finetune_nb.cli", *SMALL, "--json"]
     runs, env = tmp_path/"cache"/"runs", environment(tmp_path)
     first = subprocess.Popen(args, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -135,21 +135,24 @@ def hub(folders):
     with serve("kit/winds", {p.name: p.read_bytes() for p in folders["bert"].iterdir()}) as found: yield found
 
 
-def load(tmp, endpoint, offline="auto", name="kit/winds"):
+def load(tmp, endpoint, *ways):
+    "A line for each of `ways`, (name, offline); importing the libraries is what costs."
     return with_hub(tmp, endpoint, f"from finetune_nb.models.text import load_text_model\nfrom finetune_nb.core.errors import FinetuneError\n"
-            f"try: m = load_text_model('{name}', 3, offline='{offline}'); print(m.model.classifier.out_features, m.kit_config['input']['encode'](['warm wind'], 9)[0][0])\n"
-            f"except FinetuneError as e: print('refused:', e)")
+            f"for name, offline in {ways}:\n"
+            f"    try: m = load_text_model(name, 3, offline=offline); print(m.model.classifier.out_features, m.kit_config['input']['encode'](['warm wind'], 9)[0][0])\n"
+            f"    except FinetuneError as e: print('refused:', e)").split("\n")
 
 
 def test_a_hub_name_loads_once_then_from_its_cache(tmp_path, hub):
     endpoint, asked = hub
-    assert load(tmp_path, endpoint) == "3 2"
+    assert load(tmp_path, endpoint, ("kit/winds", "auto")) == ["3 2"]
     assert any(p.endswith("model.safetensors") for p in asked) and not any(p.endswith((".bin", ".pth", ".py")) and "pytorch" in p for p in asked)
     before = len(asked)
-    assert load(tmp_path, endpoint, offline="yes") == "3 2"
+    assert load(tmp_path, endpoint, ("kit/winds", "yes")) == ["3 2"]
     assert len(asked) == before, "offline = yes asked the network"
 
 
 def test_hub_errors_are_one_line(tmp_path, hub):
-    for line in (load(tmp_path, "http://127.0.0.1:9"), load(tmp_path, hub[0], name="kit/none"), load(tmp_path, hub[0], offline="yes")):
-        assert line.startswith("refused: cannot load the configuration of") and "\n" not in line and "docs_lm" in line
+    lines = [*load(tmp_path, "http://127.0.0.1:9", ("kit/winds", "auto")), *load(tmp_path, hub[0], ("kit/none", "auto"), ("kit/winds", "yes"))]
+    assert len(lines) == 3, "more than one line for an error"
+    for line in lines: assert line.startswith("refused: cannot load the configuration of") and "docs_lm" in line

@@ -11,9 +11,9 @@ import numpy as np
 from .claim import Claim, Contrast
 from ..study.study import Study
 
-# %% ../../nbs/api/71_benefits.ipynb #22bdc705
+# %% ../../nbs/api/71_benefits.ipynb #ed8b0175
 NET = "zoo_resnet_long"
-PROFILES = dict(smoke=dict(steps=6, bs=8), full=dict(steps=600))
+PROFILES = dict(smoke=dict(steps=6, bs=8, trials=1), full=dict(steps=600))
 
 def study(name, shared, margin=.01, **more):
     "A study of this kit's small networks; `profiles` gives each profile its steps."

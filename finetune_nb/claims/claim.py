@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPECT', 'VERDICTS', 'Contrast', 'Claim', 'outcome', 'judge', 'Finding', 'plot_differences', 'find']
 
-# %% ../../nbs/api/70_claim.ipynb #5941b4d5
+# %% ../../nbs/api/70_claim.ipynb #dabdd630
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,9 +14,10 @@ from ..core.errors import FinetuneError, unknown_name
 from ..core.plots import COLOURS
 from ..core.seeds import rng
 from ..study.stats import contrast, family
+from ..study.engine import run_study
 from ..study.study import Study
 
-# %% ../../nbs/api/70_claim.ipynb #e41e797b
+# %% ../../nbs/api/70_claim.ipynb #89640dd5
 EXPECT = ("more", "less", "same")
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ class Claim:
     said:str  # where it is commonly made
     reference:str  # published figures it is held against, or that there are none
     limits:str  # what this measurement does not say
-    study:object  # a Study, a function without arguments that makes one, or a function of the arguments of `Study.run` that measures in another way
+    study:object  # a Study, a function without arguments that makes one, or a function of the arguments of `run_study` that measures in another way
     contrasts:tuple
 
     def measure(self, **how):
         "Do the study; -> its result."
         study = self.study
         if callable(study) and getattr(study, "measures", False): return study(**how)
-        return (study() if callable(study) else study).run(**how)
+        return run_study(study() if callable(study) else study, **how)
 
 # %% ../../nbs/api/70_claim.ipynb #0b0ef95f
 VERDICTS = ("supported", "partly supported", "no difference", "undecided", "contradicted")
@@ -86,7 +87,7 @@ def judge(
     if "the other way round" in got: return "contradicted"
     return "no difference" if got == {"no difference"} else "undecided"
 
-# %% ../../nbs/api/70_claim.ipynb #5affda0d
+# %% ../../nbs/api/70_claim.ipynb #33795a98
 @dataclass
 class Finding:
     "A claim after its measurement."
@@ -161,7 +162,7 @@ def plot_differences(
 
 def find(
     claim, # a Claim
-    **how, # of `Study.run`: profile, seeds, change, settings_file, backend, address, quiet
+    **how, # of `run_study`: profile, seeds, change, settings_file, backend, address, quiet
 ): # -> Finding
     "Measure a claim and judge it."
     import time

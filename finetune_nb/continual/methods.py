@@ -171,10 +171,10 @@ def fisher(
         for n, g in each(params, xs.contiguous(), y, os).items(): total[n] += g.square().sum(0)
     return {n: t / len(x) for n, t in total.items()}
 
-# %% ../../nbs/api/49d_methods.ipynb #c53020e4
+# %% ../../nbs/api/49d_methods.ipynb #31ccae43
 class L2Penalty(Naive):
     "Pull every weight, the head's too, towards its value before this part (L2-SP; Li et al., 2018)."
-    unit, default, strengths = "alpha, force of the pull", .03, (.003, .01, .03, .1, .3)
+    unit, default, strengths = "alpha, force of the pull", .3, (.03, .1, .3, 1., 10.)
     # An empty last group: L2SP pulls the last one towards zero, and no head may be lost here.
     def before_part(self, i): self.pull = L2SP([*self.course.groups, LayerGroup("none")], alpha=self.strength, beta=0.) if i else None
     def before_step(self):
@@ -182,7 +182,7 @@ class L2Penalty(Naive):
 
 class EWC(Naive):
     "Pull each weight towards its values after earlier parts, by its Fisher information there (Kirkpatrick et al., 2017)."
-    unit, default, strengths = "lambda, weight of the penalty", 1000., (10., 100., 1000., 10000., 100000.)
+    unit, default, strengths = "lambda, weight of the penalty", 1000., (100., 300., 1000., 3000., 10000.)
     items = 64  # that the Fisher information of a part is estimated on
     def before_part(self, i): self.pairs = [(p, *self.sums[n]) for n, p in self.course.net.named_parameters() if n in self.sums] if i else []
     def __init__(self, course, strength=None): super().__init__(course, strength); self.sums = {}  # name -> (sum of F_k, sum of F_k w*_k)
@@ -202,7 +202,7 @@ class EWC(Naive):
             f, fw = self.sums.get(n, (0., 0.))
             self.sums[n] = f + found[n], fw + found[n]*p.detach()
 
-# %% ../../nbs/api/49d_methods.ipynb #64b899bd
+# %% ../../nbs/api/49d_methods.ipynb #233351c8
 def distillation(
     logits, # [B, outputs]
     old, # [B, outputs] of the network as it was
@@ -215,7 +215,7 @@ def distillation(
 
 class LwF(Naive):
     "Keep the old answers on the new pictures (learning without forgetting; Li and Hoiem, 2016)."
-    unit, default, strengths = "lambda, weight of the old answers", 1., (.1, .3, 1., 3., 10.)
+    unit, default, strengths = "lambda, weight of the old answers", 3., (.3, 1., 3., 10., 30.)
     def before_part(self, i):
         s, device = self.course.scenario, self.course.train.y.device
         self.teacher = copy.deepcopy(self.course.net).eval().requires_grad_(False) if i else None
@@ -257,9 +257,9 @@ class WiSE(Naive):
             torch.optim.swa_utils.update_bn((c.train.batch(b)[:1] for b in c.train.of(i).split(c.bs)), c.net)
         c.net.eval()
 
-# %% ../../nbs/api/49d_methods.ipynb #ab510f43
+# %% ../../nbs/api/49d_methods.ipynb #7d23cec6
 METHODS = {"naive": Naive, "replay": Replay, "ewc": EWC, "l2_sp": L2Penalty, "lwf": LwF, "lora": LoRA, "wise_ft": WiSE, "joint": None}
-RATES = {"lora": 1e-2}  # where nobody chose a rate; 3e-3 for the others
+RATES = {"lora": 1e-2}  # where nobody chose a rate; 1e-3 for the others
 
 def make_method(
     name, # one of `METHODS`, but not "joint"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'filled', 'fresh_net', 'sequence_run']
 
-# %% ../../nbs/api/49e_sequence.ipynb #443d7476
+# %% ../../nbs/api/49e_sequence.ipynb #6314eda4
 import time
 
 from .forgetting import sequence_measures
@@ -16,14 +16,16 @@ from ..core.seeds import rng, set_seed
 from ..models.architecture import compute_threads, to_fast_layout
 from ..models.load import load_pretrained
 from ..recipes.follow import DivergedError
+from ..tasks.changes import change_task
 from ..tasks.load import load_task
 from ..tuning.freeze import NORM_POLICIES
 from ..tuning.learner import pick_device
 
-# %% ../../nbs/api/49e_sequence.ipynb #0791dfea
+# %% ../../nbs/api/49e_sequence.ipynb #297ba66c
 FIELDS = dict(
     scenario="class",  # "task", "domain" or "class"
     task="digits",  # a name of `TASKS` or a folder of images
+    change=[],  # done to its data first, as for `change_task`
     model="zoo_resnet_long",  # as for `load_pretrained`
     weights=None,  # safetensors file for it
     size=None,  # side of the pictures in pixels
@@ -35,7 +37,7 @@ FIELDS = dict(
     labels=None,  # labelled training items a class in each part; None for all
     steps=30,  # updates a part
     bs=32,
-    norm="frozen",  # norm layers of the whole network: "frozen", "stats_only" or "train"
+    norm="train",  # norm layers of the whole network: "frozen", "stats_only" or "train"
     eval_limit=0,  # test items a part that are looked at; 0 for all
 )
 
@@ -66,7 +68,7 @@ def fresh_net(
     set_seed(c["seed"])
     return to_fast_layout(load_pretrained(c["model"], n_outputs, c["weights"], pretrained, c["size"], offline), pick_device(c["device"])).eval()
 
-# %% ../../nbs/api/49e_sequence.ipynb #66c925bc
+# %% ../../nbs/api/49e_sequence.ipynb #31ccf884
 def sequence_run(
     config, # dict: `FIELDS`, and seed, lr, device
     place=None, # dict: offline
@@ -77,9 +79,9 @@ def sequence_run(
     if c["method"] not in METHODS: raise RecipeError(unknown_name("method", c["method"], METHODS))
     if c["order"] not in ("given", "shuffled"): raise FinetuneError(unknown_name("order of classes", c["order"], ["given", "shuffled"]))
     if c["method"] == "joint" and c["strength"] is not None: raise RecipeError("method 'joint' has no strength; leave it out")
-    task = load_task(c["task"], c["size"], place.get("skip_bad", False), quiet=True)
+    task = change_task(load_task(c["task"], c["size"], place.get("skip_bad", False), quiet=True), c["change"])
     order = rng(c["seed"], "order of classes").permutation(len(task.classes)).tolist() if c["order"] == "shuffled" else None
-    scenario, lr = make_scenario(c["scenario"], task, c["parts"], order, c["domains"]), c["lr"] or RATES.get(c["method"], 3e-3)
+    scenario, lr = make_scenario(c["scenario"], task, c["parts"], order, c["domains"]), c["lr"] or RATES.get(c["method"], 1e-3)
     began, training, R, losses, out = time.perf_counter(), 0., [], [], dict(status="done")
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
         net = fresh_net(c, scenario.n_outputs, offline=place.get("offline", "auto"))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'STREAM_FIELDS', 'blocks_of', 'stream_run']
 
-# %% ../../nbs/api/49f_stream.ipynb #4f3065c3
+# %% ../../nbs/api/49f_stream.ipynb #0483d825
 import time
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from .sequence import filled, fresh_net
 from ..core.errors import FinetuneError, TaskError, unknown_name
 from ..models.architecture import compute_threads
 from ..recipes.follow import DivergedError
-from ..tasks.changes import derived
+from ..tasks.changes import change_task, derived
 from ..tasks.load import load_task
 
 # %% ../../nbs/api/49f_stream.ipynb #c80f59ce
@@ -41,11 +41,12 @@ def blocks_of(
     if drift: parts = [in_domain(p, drift, drift_share * b / (blocks - 1)) for b, p in enumerate(parts)]
     return Scenario("domain", parts, [list(range(len(task.classes)))] * blocks)
 
-# %% ../../nbs/api/49f_stream.ipynb #1366fc45
+# %% ../../nbs/api/49f_stream.ipynb #fc383414
 WAYS = ("continue", "again", "scratch")
 
 STREAM_FIELDS = dict(
     task="digits",  # a name of `TASKS` or a folder of images
+    change=[],  # done to its data first, as for `change_task`
     model="zoo_resnet_long",  # as for `load_pretrained`
     weights=None,  # safetensors file for it
     size=None,  # side of the pictures in pixels
@@ -58,11 +59,11 @@ STREAM_FIELDS = dict(
     labels=None,  # labelled training items a class in all blocks together; None for all
     steps=20,  # updates a block
     bs=32,
-    norm="frozen",  # norm layers: "frozen", "stats_only" or "train"
+    norm="train",  # norm layers: "frozen", "stats_only" or "train"
     eval_limit=0,  # test items that are looked at; 0 for all
 )
 
-# %% ../../nbs/api/49f_stream.ipynb #b74254ce
+# %% ../../nbs/api/49f_stream.ipynb #d3970520
 def stream_run(
     config, # dict: `STREAM_FIELDS`, and seed, lr, device
     place=None, # dict: offline
@@ -73,7 +74,7 @@ def stream_run(
     for k, known in (("way", WAYS), ("budget", ("equal", "by_data"))):
         if c[k] not in known: raise FinetuneError(unknown_name(f"{k} of a stream run", c[k], known))
     if c["strength"] is not None and c["way"] != "continue": raise FinetuneError(f"way '{c['way']}' starts over with all items and keeps none; leave strength out")
-    task = load_task(c["task"], c["size"], place.get("skip_bad", False), quiet=True)
+    task = change_task(load_task(c["task"], c["size"], place.get("skip_bad", False), quiet=True), c["change"])
     scenario, lr = blocks_of(task, c["blocks"], c["labels"], c["seed"], c["drift"], c["drift_share"]), c["lr"] or 1e-3
     last, began, training, out, curve, updates = c["blocks"] - 1, time.perf_counter(), 0., dict(status="done"), [], 0
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it

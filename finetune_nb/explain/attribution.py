@@ -6,7 +6,8 @@
 __all__ = ['BASELINES', 'pick_items', 'Attribution', 'cam_layers', 'gradcam', 'word_embedding', 'integrated_gradients',
            'shuffle_weights', 'randomisation_test', 'plot_randomisation']
 
-# %% ../../nbs/api/61_attribution.ipynb #1d5e1f23
+# %% ../../nbs/api/61_attribution.ipynb #e7a91832
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,7 +188,7 @@ def gradcam(
     values = F.interpolate(maps.detach(), x.shape[-2:], mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
     return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.classes, images=_pictures(learn, x))
 
-# %% ../../nbs/api/61_attribution.ipynb #e86c11d5
+# %% ../../nbs/api/61_attribution.ipynb #7c1d2d6c
 BASELINES = ("black", "white", "mean")
 
 def _baseline(learn, x, baseline):
@@ -223,7 +224,7 @@ def integrated_gradients(
     text, at = learn.task.modality == "text", (range(len(x)), target)
     about = dict(target=target, n_steps=steps, internal_batch_size=max(256, len(x)))
     # cuDNN's LSTM has no backward pass in evaluation mode.
-    with compute_threads(threads_for(model)), eval_mode(model), torch.backends.cudnn.flags(enabled=not text):
+    with compute_threads(threads_for(model)), eval_mode(model), torch.backends.cudnn.flags(enabled=False) if text else nullcontext():
         if text:
             start, layer = _no_text(learn, x), word_embedding(model)
             with torch.enable_grad(): values = attr.LayerIntegratedGradients(model, layer).attribute(x, baselines=start, **about).sum(-1)

@@ -19,7 +19,7 @@ from .layers import split_dl
 from ..models.architecture import compute_threads, threads_for
 from ..tuning.score import eval_mode
 
-# %% ../../nbs/api/62_calibration.ipynb #6909ddbb
+# %% ../../nbs/api/62_calibration.ipynb #edbd84ad
 def predict_logits(
     learn, # a learner of `pretrained_learner`
     split="test", # "train" (the labelled items), "valid", "test" or a shift
@@ -28,7 +28,7 @@ def predict_logits(
     "The network's answers for a split, in the split's order."
     dl = split_dl(learn, split, limit)
     with compute_threads(threads_for(learn.model)), eval_mode(learn.model):
-        out = [(learn.model(x.as_subclass(torch.Tensor)).double().cpu().numpy(), y.as_subclass(torch.Tensor).cpu().numpy()) for x, y in dl]
+        out = [(learn.model(x.as_subclass(torch.Tensor)).cpu().double().numpy(), y.as_subclass(torch.Tensor).cpu().numpy()) for x, y in dl]
     return tuple(np.concatenate(part) for part in zip(*out))
 
 def _check(scores, labels, what):

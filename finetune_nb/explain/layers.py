@@ -48,7 +48,7 @@ def need_learner(learn):
     if not (hasattr(learn, "task") and hasattr(getattr(learn, "model", None), "kit_config")):
         raise FinetuneError(f"{type(learn).__name__} has no task and model of the kit: make the learner with pretrained_learner(task, ...)")
 
-# %% ../../nbs/api/60_layers.ipynb #2b97a195
+# %% ../../nbs/api/60_layers.ipynb #03e8926a
 def weight_distance(
     groups, # list of LayerGroup of the network as it is now
     before, # made by `snapshot`
@@ -57,8 +57,8 @@ def weight_distance(
     out = {}
     for g in groups:
         if lost := [n for n in dict(g.named_params) if n not in before]: raise ModelError(f"the snapshot has no '{lost[0]}': it belongs to another network")
-        moved = sum((p.detach().double() - before[n].to(p.device).double()).square().sum().item() for n, p in g.named_params)
-        start = sum(before[n].double().square().sum().item() for n, _ in g.named_params)
+        moved = sum((p.detach().cpu().double() - before[n].cpu().double()).square().sum().item() for n, p in g.named_params)
+        start = sum(before[n].cpu().double().square().sum().item() for n, _ in g.named_params)
         out[g.name] = (moved / start)**.5 if start > 0 else float("nan")
     return out
 
@@ -208,10 +208,11 @@ def layer_changes(
         return out
     return pd.DataFrame([row(g) for g in groups])
 
-# %% ../../nbs/api/60_layers.ipynb #85e24b9f
+# %% ../../nbs/api/60_layers.ipynb #f25831d0
 def _band(frame, column, layers):
     "Mean and half-widths of the t interval of a column for each layer."
-    got = [mean_ci([v for v in frame.loc[frame.layer == l, column] if v == v] or [0.]) for l in layers]
+    values = [[v for v in frame.loc[frame.layer == l, column] if v == v] for l in layers]
+    got = [mean_ci(v) if v else (np.nan, None, None) for v in values]
     return np.array([m for m, *_ in got]), np.array([[m - lo, hi - m] if lo is not None else [0, 0] for m, lo, hi in got]).T
 
 def plot_layers(

@@ -119,7 +119,7 @@ def photo_source(
     "All that `pretrain` asks about its data."
     return dict(bank=photo_bank(where), distort=distort_photos, input=INPUT)
 
-# %% ../../nbs/pretraining/02a_photos.ipynb #1267e837
+# %% ../../nbs/pretraining/02a_photos.ipynb #df682fb1
 def card(
     config, # dict of its config.json
 ): # -> markdown
@@ -137,7 +137,7 @@ classifier, which the file keeps. Architecture, steps and size of a batch are th
   afresh for every batch (turn, zoom, shift, bend, contrast, grey value, blur, noise). Each place is a class, as in Exemplar-CNN (Dosovitskiy et al., 2014).
 - **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
   decay, seed {seed}, one thread. No dial was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
-- **Result.** {accuracy:.1%} of freshly distorted training views and {accuracy_unseen_drawings:.1%} of views never trained on are put in their place, out of {classes}: not
+- **Result.** {accuracy:.1%} of freshly distorted training views and {accuracy_unseen_drawings:.1%} of views never trained on are assigned to the right place, out of {classes}: not
   comparable between networks with other classes.
 - **Good for.** Asking whether it matters that pre-training is close to the task.
 - **Bad for.** Recognising anything in photographs: it knows two of them, and no object. Anything that matters outside a classroom.

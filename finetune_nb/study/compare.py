@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEARCH_SEED', 'Comparison', 'compare', 'plot_label_curve']
 
-# %% ../../nbs/api/52_compare.ipynb #2e3952b1
+# %% ../../nbs/api/52_compare.ipynb #2ab9de31
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..core.plots import COLOURS, percent_limits
 from ..core.errors import FinetuneError
 from ..core.files import writable_folder
 from ..core.settings import settings
+from .price import price_of
 from .runs import do_runs
 from .stats import mean_ci, paired
 from .train import budget_steps, least_steps, run_config, train_run
@@ -137,7 +138,7 @@ def _interval(ci, sign=False):
     f = "{:+.4f}" if sign else "{:.4f}"
     return f"{f.format(ci[0])} to {f.format(ci[1])}"
 
-# %% ../../nbs/api/52_compare.ipynb #93643971
+# %% ../../nbs/api/52_compare.ipynb #cead594c
 def compare(
     task, # name of a task, a folder of photos, or a csv file of texts
     recipes=None, # names, sums such as "gradual + l2_sp", YAML files or Recipe objects; None for the basic six
@@ -208,7 +209,7 @@ def compare(
     seconds = sum(x["results"]["seconds"] for x in [*runs, *found])
     about = dict(model=runs[0]["config"]["model"], weights=runs[0]["config"]["weights"], data=loaded.data_hash, source=loaded.source, steps=steps, batch_size=bs,
                  images=int(len(loaded.budget(labels, 0))), classes=len(loaded.classes), settings=dict(s.record()) | dict(seeds=len(seeds)),
-                 versions=runs[0]["config"]["versions"], cost=_cost(seconds, device, s))
+                 versions=runs[0]["config"]["versions"], cost=price_of(seconds, s, device))
     return Comparison(loaded.name, labels, seeds, reference, margin, arms, search, runs, about)
 
 def _arm(recipe, results, shifts):
@@ -216,12 +217,6 @@ def _arm(recipe, results, shifts):
     mean, *ci = mean_ci(acc)
     return dict(recipe=recipe.name, lr=recipe.lr, mean=mean, ci95=ci, per_seed=acc, seconds=float(np.mean([r["seconds"] for r in results])),
                 diverged=sum(r["status"] == "diverged" for r in results), shifts={k: [r[f"{k}_accuracy"] for r in results] for k in shifts})
-
-def _cost(seconds, device, s):
-    "What the runs cost at the settings' prices (kWh = W * h / 1000)."
-    hours = seconds / 3600
-    kwh = s.watts * hours / 1000
-    return dict(compute_seconds=seconds, price=hours * (s.cpu_hour if device == "cpu" else s.gpu_hour), kwh=kwh, energy_price=kwh * s.kwh, co2_kg=kwh * s.co2_per_kwh)
 
 # %% ../../nbs/api/52_compare.ipynb #4b2300ba
 def plot_label_curve(

@@ -187,7 +187,7 @@ def break_even(
     if other_each >= each: return 0. if other_once < once and other_each == each else None
     return max(0., (other_once - once)/(each - other_each))
 
-# %% ../../nbs/api/59b_price.ipynb #b2bb3c1d
+# %% ../../nbs/api/59b_price.ipynb #60b2e6af
 def cost_points(
     result, # a Comparison, a list of dicts, or a DataFrame with name, cost, mean and perhaps low and high
     cost="seconds", # for a Comparison: "seconds", "price", "kwh", "co2_kg" of one run, or a dict recipe -> cost
@@ -234,6 +234,7 @@ def plot_pareto(
     "Accuracy over cost (logarithmic) with 95 % intervals; the front as a line, what is surely dominated hollow."
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     d = pareto(points, **kwargs)
     if (d.cost <= 0).any(): raise FinetuneError(f"a logarithmic axis needs costs above 0; '{d.name[d.cost.argmin()]}' costs {d.cost.min():g}")
     if ax is None: ax = plt.subplots(figsize=(7.5, 4), layout="constrained")[1]
@@ -246,7 +247,9 @@ def plot_pareto(
     front = d[d.status == "front"]
     x = [*front.cost, d.cost.max()*1.1]; y = [*(100*front["mean"]), 100*front["mean"].iloc[-1]]
     ax.step(x, y, where="post", color="#444444", lw=1, ls="--", zorder=1)
-    ax.set_xscale("log"); ax.set_xlabel(f"{label} (logarithmic)"); ax.set_ylabel("accuracy, %"); ax.grid(alpha=.25); percent_limits(ax)
-    handles = ax.get_legend_handles_labels()[0] + [Line2D([], [], color="#444444", lw=1, ls="--", label="front"), Line2D([], [], ls="", marker="o", mfc="white", mec="#444444", label="dominated")]
+    ax.set_xscale("log"); ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}")); ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel(f"{label} (logarithmic)"); ax.set_ylabel("accuracy, %"); ax.grid(alpha=.25); percent_limits(ax)
+    handles = ax.get_legend_handles_labels()[0] + [Line2D([], [], color="#444444", lw=1, ls="--", label="front")]
+    if (d.status == "dominated").any(): handles.append(Line2D([], [], ls="", marker="o", mfc="white", mec="#444444", label="dominated"))
     ax.legend(handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, .5), frameon=False)
     return ax

@@ -197,7 +197,7 @@ def ranking(
                               failed=[sum(i is None for i in x) for x in v]), index=pd.Index(values, name="arm"))
     return frame.sort_values("rank", kind="stable")
 
-# %% ../../nbs/api/50_stats.ipynb #0e3bde58
+# %% ../../nbs/api/50_stats.ipynb #c9fc3ca7
 _LOOKS = {"better": ("o", COLOURS[0]), "worse": ("v", COLOURS[3]), "no difference": ("D", COLOURS[2]), "undecided": ("s", COLOURS[6])}
 
 def plot_contrasts(
@@ -209,6 +209,7 @@ def plot_contrasts(
     "Forest plot: mean difference and interval of each contrast, its margin as a grey band, its verdict in words."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(8, .38*len(rows) + 1.1), layout="constrained")[1]
+    ax.use_sticky_edges = False  # a band of the margin may not end at the frame
     for y, c in enumerate(rows):
         marker, colour = next(look for verdict, look in _LOOKS.items() if c["verdict"].startswith(verdict))
         ax.barh(y, 2*scale*c["margin"], left=-scale*c["margin"], height=1, color="#bbbbbb", alpha=.35, lw=0)

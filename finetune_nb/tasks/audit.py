@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHECKS', 'ADVICE', 'CLEAN', 'audit', 'Audit']
 
-# %% ../../nbs/api/19c_audit.ipynb #52dbf93a
+# %% ../../nbs/api/19c_audit.ipynb #4337f241
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..core.errors import TaskError, unknown_name
 from ..core.plots import COLOURS
-from .changes import data_hash, derived
+from .changes import CHANGES, data_hash, derived
 from .faults import audit_folder, class_counts, copies, drifts, keys, near_pairs, odd_items, pixels, reduced, signatures, suspects
 from .task import SPLITS
 
@@ -188,3 +188,10 @@ def cleaned(
         if "train" in keep and not (y[keep["train"]] == c).any(): raise TaskError(f"cleaning would leave class {task.classes[c]} of task '{task.name}' without a training item: drop fewer kinds than {', '.join(drop)}")
     note = "audit: dropped " + ", ".join(f"{n} {k}" for k, n in sorted(Counter(gone.values()).items())) + f" (near {self.about['near']:.4g}, seed {self.about['seed']})"
     return derived(task, note, keep=keep), changed
+
+# %% ../../nbs/api/19c_audit.ipynb #1ff02fd2
+def _cleaned(task, seed=0):
+    "Without leaks, repeats and contradicting copies, as `audit` finds them."
+    return audit(task, checks=("copies",)).cleaned()[0]
+
+CHANGES["cleaned"] = _cleaned

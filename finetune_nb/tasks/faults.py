@@ -6,8 +6,8 @@
 __all__ = ['BLANK', 'MOST_PAIRS', 'RARE', 'all_items', 'pixels', 'all_texts', 'keys', 'signatures', 'near_pairs', 'copies',
            'reduced', 'out_of_sample', 'suspects', 'odd_items', 'class_counts', 'drift_test', 'drifts', 'audit_folder']
 
-# %% ../../nbs/api/19ba_faults.ipynb #810805da
-import hashlib
+# %% ../../nbs/api/19ba_faults.ipynb #eed58a79
+import hashlib, warnings
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def copies(task, names, pairs, values):
         elif ("exact repeat", j) not in rows: note("near repeat", j, i, v)
     return list(rows.values())
 
-# %% ../../nbs/api/19ba_faults.ipynb #b2699572
+# %% ../../nbs/api/19ba_faults.ipynb #e1075709
 def reduced(
     train, # [N, D] features, dense or sparse; the directions are found on these
     *more, # further features to project
@@ -161,16 +161,18 @@ def suspects(task, x, names, pairs, seed, folds=5):
     for s, p in zip(SPLITS, [own, *more]):
         given = to[task.labels[s][use[s]]]
         if len(set(given.tolist())) < 2: continue
-        for i in find_label_issues(given, p, filter_by="both", return_indices_ranked_by="self_confidence", n_jobs=1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes too small to prune; they are few enough to look at
+            found = find_label_issues(given, p, filter_by="both", return_indices_ranked_by="self_confidence", n_jobs=1)
+        for i in found:
             rows.append(dict(kind="suspected label", split=s, index=int(use[s][i]), label=int(judged[given[i]]), score=float(1 - p[i, given[i]]), suggested=int(judged[p[i].argmax()])))
     return rows, float((own.argmax(1) == to[y[use["train"]]]).mean()), small
 
-# %% ../../nbs/api/19ba_faults.ipynb #d3735eca
-def _far(v, limit=5.):
-    "Robust z-score from median and median absolute deviation (Iglewicz and Hoaglin, 1993), 0 where it is below `limit`."
+# %% ../../nbs/api/19ba_faults.ipynb #2f013ad4
+def _far(v, floor, limit=5.):
+    "Robust z-score from median and median absolute deviation (Iglewicz and Hoaglin, 1993), 0 where it is below `limit`; `floor` stands in where most values are equal."
     off = v - np.median(v)
-    mad = np.median(np.abs(off))
-    z = .6745*off/mad if mad > 0 else np.zeros_like(off)
+    z = .6745*off/max(np.median(np.abs(off)), floor)
     return np.where(np.abs(z) >= limit, z, 0.)
 
 def odd_items(task):
@@ -181,7 +183,7 @@ def odd_items(task):
         measures = {"odd brightness": x.mean(1), "odd contrast": x.std(1)}
         blank = measures["odd contrast"] < BLANK
     rows = [("blank", i, 1.) for i in np.flatnonzero(blank)]
-    for kind, v in measures.items(): rows += [(kind, i, z) for i, z in enumerate(_far(v)) if z and not blank[i]]
+    for kind, v in measures.items(): rows += [(kind, i, z) for i, z in enumerate(_far(v, .1 if kind == "odd length" else .01)) if z and not blank[i]]
     return [dict(kind=kind, split=splits[i], index=at[i], label=int(task.labels[splits[i]][at[i]]), score=abs(float(z)), note="" if kind == "blank" else "low" if z < 0 else "high") for kind, i, z in rows]
 
 RARE = 5  # a class with less than a fifth of the commonest class's items is rare

@@ -90,7 +90,7 @@ def glyph_bank(
             if img is not None: images.append(img); labels.append(i); used.append(font)
     return GlyphBank(torch.from_numpy(np.stack(images)), torch.tensor(labels), used, list(chars))
 
-# %% ../../nbs/api/12_glyphs.ipynb #0e0232d9
+# %% ../../nbs/api/12_glyphs.ipynb #f4f60a81
 def likeness(
     a:torch.Tensor, # uint8 [N, 48, 48]
     b:torch.Tensor, # uint8 [M, 48, 48]
@@ -107,6 +107,10 @@ def pretraining_chars(
     twin_limit=0.8, # of two characters more alike than this, keep the first
 ): # -> list of characters
     "Characters to pre-train on: many scripts and symbols, without digits, their look-alikes, twins, Georgian and Armenian."
+    return list(_pretraining_chars(digit_limit, twin_limit))
+
+@lru_cache
+def _pretraining_chars(digit_limit, twin_limit):
     chars = [chr(c) for lo, hi in _BLOCKS for c in range(lo, hi + 1)
              if c in coverage(FONTS[0]) and _plain(chr(c)) and chr(c) not in _DIGIT_SHAPES]
     digits = glyph_bank("0123456789").images
@@ -117,7 +121,7 @@ def pretraining_chars(
     kept = []
     for i in range(len(plain)):
         if near[plain.labels[i]] <= digit_limit and (not kept or alike[i, kept].max() <= twin_limit): kept.append(i)
-    return [chars[plain.labels[i]] for i in kept]
+    return tuple(chars[plain.labels[i]] for i in kept)
 
 # Latin to Cyrillic, Hebrew, Arabic, N'Ko, Lao, Canadian syllabics, Ogham, letter-like, arrows and mathematics, technical, geometric
 # and miscellaneous symbols, more Latin and Coptic, Tifinagh, Lisu

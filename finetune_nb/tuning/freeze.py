@@ -33,7 +33,7 @@ def is_held(module):
     "Does the module stay in evaluation mode whatever `train` says?"
     return "train" in module.__dict__
 
-# %% ../../nbs/api/33_freeze.ipynb #84d539cc
+# %% ../../nbs/api/33_freeze.ipynb #46033a3a
 NORM_POLICIES = ("frozen", "stats_only", "train")
 DROPOUT_POLICIES = ("off", "on")
 PARTS = ("all", "bias", "adapter")
@@ -51,7 +51,8 @@ def freeze_groups(
     names = pick_groups(groups, trainable)
     for g in groups:
         on, whole = g.name in names, part == "all" or g is groups[-1]
-        norms = {id(p) for m in g.norms for p in m.parameters(recurse=False)}
+        layers = set(g.norms)
+        norms = {id(p) for m in layers for p in m.parameters(recurse=False)}
         # Noted on the parameters, so that it is found again however the network is grouped later.
         asked = dict(trains=on, norm=norm, dropout=dropout, part="all" if whole else part)
         for n, p in g.named_params:
@@ -60,8 +61,8 @@ def freeze_groups(
             p.requires_grad_(mine or (norm == "train" and id(p) in norms))
             if not p.requires_grad: p.grad = None  # a gradient left over would move the weight once more
         for m in g.modules:
-            still = not (on and whole) if m in g.norms else not on
-            policy = norm == "frozen" if m in g.norms else dropout == "off"
+            still = not (on and whole) if m in layers else not on
+            policy = norm == "frozen" if m in layers else dropout == "off"
             (_hold if still and policy else _release)(m)
     return names
 

@@ -210,7 +210,7 @@ def class_table(
     table = pd.DataFrame(dict(training_items=class_counts(learn), items=n, precision=p, recall=r, F1=f), index=pd.Index(learn.task.classes, name="class"))
     return table.sort_values("training_items", ascending=False, kind="stable")
 
-# %% ../../nbs/api/38_imbalance.ipynb #7402a924
+# %% ../../nbs/api/38_imbalance.ipynb #6efdc08f
 TAUS = (0., .25, .5, .75, 1., 1.25, 1.5, 2.)
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 ADJUSTMENTS = {
@@ -239,7 +239,7 @@ def split_features(
 def linear_head(model):
     "timm's classifier of a network, if it is a plain linear layer with a bias."
     head = model.get_classifier() if all(hasattr(model, a) for a in ("forward_features", "forward_head", "get_classifier")) else None
-    if type(head) is not nn.Linear or head.bias is None: raise ModelError(f"{type(model).__name__} has no linear classifier of timm's; {_NEEDS}")
+    if not isinstance(head, nn.Linear) or head.bias is None: raise ModelError(f"{type(model).__name__} has no linear classifier of timm's; {_NEEDS}")
     return head
 
 _NEEDS = "corrections after training need one, as glyph_resnet, the zoo and most timm networks have it"

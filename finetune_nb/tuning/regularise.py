@@ -15,10 +15,10 @@ from fastai.callback.core import Callback
 from ..core.errors import ModelError, RecipeError, unknown_name
 from .score import eval_mode
 
-# %% ../../nbs/api/38a_regularise.ipynb #dd97b6b3
+# %% ../../nbs/api/38a_regularise.ipynb #92b26e3e
 def set_dropout(
     learn, # a learner of `pretrained_learner`
-    p=.5, # share of the features that is dropped before the classifier while training, 0 for none
+    p=.5, # share of the features that is dropped before the classifier while training; 0 for none, a network's own included
 ): # -> learn
     "Dropout before the classifier of `learn`."
     if isinstance(p, bool) or not isinstance(p, Real) or not 0 <= p < 1: raise RecipeError(f"dropout must be a number from 0 to below 1, not {p!r}")
