@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SMOKE := FINETUNE_NB_PROFILE=smoke FINETUNE_NB_WORKERS=1
 
-.PHONY: help compare test test-slow lab check pretrained readme outputs clean
+.PHONY: help compare claims test test-slow lab check pretrained readme outputs clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -13,6 +13,9 @@ $(READY): pyproject.toml scripts/setup.py
 
 compare: $(READY)  ## measure the recipes on real handwriting (add ARGS="scripts --labels 3", say)
 	@$(BIN)/finetune-nb compare $(or $(ARGS),digits)
+
+claims: $(READY)  ## run all claims and write their page (add ARGS="replay fewer_labels", say)
+	@$(BIN)/finetune-nb claims $(ARGS)
 
 test: $(READY)  ## every notebook cell in the smoke profile, and the tests beside them
 	$(SMOKE) $(BIN)/python -m pytest -q -n auto
@@ -41,7 +44,7 @@ readme: $(READY)  ## make README.md from nbs/index.ipynb
 outputs: $(READY)  ## run every notebook and keep its outputs: the library's in smoke, tutorials and index in fast
 	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/api --save --n-workers 2
 	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/pretraining --save
-	FINETUNE_NB_PROFILE=fast $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/tutorials/*.ipynb nbs/index.ipynb
+	FINETUNE_NB_PROFILE=fast $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/tutorials/*.ipynb nbs/index.ipynb nbs/claims.ipynb
 	$(BIN)/nbdev-clean
 	@$(BIN)/python scripts/readme.py
 

@@ -35,13 +35,13 @@ def test_zoo_is_what_its_card_says(name):
 
 def test_zoo_is_small_and_varied():
     assert len(ZOO) >= 8 and len({ZOO[n]["architecture"]["architecture"] for n in ZOO}) >= 4
-    assert sum((BUNDLED/n/"model.safetensors").stat().st_size for n in ZOO) <= 5_000_000
+    assert sum((BUNDLED/n/"model.safetensors").stat().st_size for n in ZOO) <= 5_500_000
     assert len({sha256(BUNDLED/n/"model.safetensors") for n in ZOO}) == len(ZOO)
 
 
 def test_the_zoo_command_goes_on_after_being_killed(tmp_path):
     # Stopped in one process, gone on with in another; a handful of its characters, since drawing all of them to choose from takes seconds.
-    dials = dict(steps=6, size=8, save_every=2, quiet=True, chars=list("+>LVYm¢¥"))
+    dials = dict(steps=6, size=8, save_every=2, quiet=True, tested=256, chars=list("+>LVYm¢¥"))
     with compute_threads(1):
         make("zoo_resnet_few", tmp_path/"whole", **dials)
         assert make("zoo_resnet_few", tmp_path/"parts", **dials, stop_after=3) is None

@@ -17,7 +17,7 @@ from ..study.stats import contrast, family
 from ..study.engine import run_study
 from ..study.study import Study
 
-# %% ../../nbs/api/70_claim.ipynb #89640dd5
+# %% ../../nbs/api/70_claim.ipynb #1d696d6b
 EXPECT = ("more", "less", "same")
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Contrast:
     values:object = None  # function of the result -> (arm's numbers, against's), one a seed; instead of arm, against and metric
     margin:float = 0.01  # differences of at most this do not matter
     unit:str = "points"  # "points" are hundredths of an accuracy; any other word: as it is
+    counted:bool = False  # is it counted, not sampled, so that every seed gives the same? then the margin alone decides
 
     def __post_init__(self):
         if self.expect not in EXPECT: raise FinetuneError(unknown_name("expectation", self.expect, EXPECT))
@@ -44,7 +45,7 @@ class Contrast:
         else:
             x, y = (f(result) if callable(f) else f for f in (self.arm, self.against))
             a, b, names = result.values(x, self.metric), result.values(y, self.metric), dict(arm=x, against=y)
-        return contrast(a, b, self.margin) | names | dict(what=self.what, expect=self.expect, unit=self.unit, scale=self.scale)
+        return contrast(a, b, self.margin) | names | dict(what=self.what, expect=self.expect, unit=self.unit, scale=self.scale, counted=self.counted)
 
 @dataclass(frozen=True)
 class Claim:
@@ -87,7 +88,7 @@ def judge(
     if "the other way round" in got: return "contradicted"
     return "no difference" if got == {"no difference"} else "undecided"
 
-# %% ../../nbs/api/70_claim.ipynb #33795a98
+# %% ../../nbs/api/70_claim.ipynb #d42aff99
 @dataclass
 class Finding:
     "A claim after its measurement."
@@ -160,6 +161,12 @@ def plot_differences(
     ax.set_yticks(range(len(rows)), [textwrap.fill(_difference(r), 34) for r in rows], fontsize=8)
     ax.set_xlabel("paired difference with 95 % interval, each row on its own scale; grey: does not matter")
 
+def _counted(r):
+    "What is counted needs no test: larger than the margin is larger."
+    d = r["mean"]
+    verdict = "undecided" if d is None else f"no difference within ±{r['margin']:g}" if abs(d) <= r["margin"] else "better" if d > 0 else "worse"
+    return r | dict(verdict=verdict, p_holm=None, seeds_needed=None)
+
 def find(
     claim, # a Claim
     **how, # of `run_study`: profile, seeds, change, settings_file, backend, address, quiet
@@ -168,6 +175,8 @@ def find(
     import time
     began = time.perf_counter()
     result = claim.measure(**how)
-    rows = family([c.measure(result) for c in claim.contrasts])
+    measured = [c.measure(result) for c in claim.contrasts]
+    tested = iter(family([r for r in measured if not r["counted"]]))
+    rows = [_counted(r) if r["counted"] else next(tested) for r in measured]
     rows = [r | dict(outcome=outcome(r["verdict"], r["expect"])) for r in rows]
     return Finding(claim, judge([r["outcome"] for r in rows]), rows, result, time.perf_counter() - began)

@@ -116,7 +116,7 @@ def fit_temperature(
     found = minimize_scalar(lambda t: nll(z, y, np.exp(t)), bounds=np.log(EDGES), method="bounded", options=dict(xatol=1e-5))
     return float(np.exp(found.x)) if found.fun < nll(z, y) else 1.0  # nothing better than leaving it
 
-# %% ../../nbs/api/62_calibration.ipynb #66de5811
+# %% ../../nbs/api/62_calibration.ipynb #24208419
 @dataclass
 class Calibration:
     "Probabilities of a split as the network gives them and after temperature scaling; made by `calibration`."
@@ -151,10 +151,10 @@ class Calibration:
             low, high = wilson(r.accuracy*r.n, r.n)
             axes[0].errorbar(r.confidence, r.accuracy, [r.accuracy - low, high - r.accuracy], color=COLOURS[i], marker="os"[i], ms=4, lw=1.2, elinewidth=.8, capsize=2, label=label)
             axes[1].stairs(np.histogram(self.probs(t).max(1), np.linspace(0, 1, self.bins + 1))[0], np.linspace(0, 1, self.bins + 1), color=COLOURS[i], lw=1.5, ls=["-", "--"][i])
-        axes[0].set_ylabel("share that is right"); axes[1].set_ylabel("items"); axes[1].set_xlabel("confidence"); axes[0].legend(fontsize=8, loc="upper left")
+        axes[0].set_ylabel("share that is right"); axes[1].set_ylabel("items"); axes[1].set_xlabel("confidence"); axes[0].legend(fontsize=8, loc="lower right")
         axes[0].set_title(f"{self.split}: {len(self.labels)} items", fontsize=10)
         for ax in axes: ax.set_xlim(0, 1.01); ax.grid(alpha=.25)
-        axes[0].set_ylim(-.02, 1.02)
+        axes[0].set_ylim(-.04, 1.05)
         return axes
 
 def wilson(k, n, z=1.96):

@@ -59,7 +59,7 @@ def _by_class(bank):
 ARCHITECTURE = dict(architecture="resnet10t", channels=[24, 48, 96, 192], stem_width=24, in_chans=1, stem_pool=False)
 INPUT = dict(size=32, channels=1, mean=[0.25], std=[0.3])  # rounded statistics of the distorted glyphs
 
-# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #bea41110
+# %% ../../nbs/pretraining/01_glyph_resnet.ipynb #b1cf8166
 def _optimizer(model, peak, weight_decay):
     # Norms and biases are not decayed: pulling a scale towards zero shrinks the signal, it does not simplify the function.
     decay = [p for p in model.parameters() if p.ndim > 1]
@@ -87,6 +87,7 @@ def pretrain(
     quiet=False, # no progress bar?
     architecture=None, # arguments of `create_model`; None for `ARCHITECTURE`
     write_card=None, # function of config.json's dict that writes the model card; None for `card`
+    tested=4096, # images on which each accuracy is measured
     source=None, # other images than characters: dict(bank=, distort=, input=) of things like a `GlyphBank`, `distort` and `INPUT`
 ): # -> dict of results, or None if stopped before the end
     "Pre-train, or go on with, the network in `out`; ends by writing model.safetensors (fp16), config.json and README.md."
@@ -116,7 +117,7 @@ def pretrain(
             log.append([step + 1, round(loss.item(), 4)])
             save_tensors(state, _pack(model, opt), {"run": content_hash(run), "step": str(step + 1), "log": json.dumps(log)})
     if last < steps: return None
-    results = {"accuracy": accuracy(model, train, seed, input=input, **how), "accuracy_unseen_drawings": accuracy(model, held, seed, input=input, **how),
+    results = {"accuracy": accuracy(model, train, seed, tested, input=input, **how), "accuracy_unseen_drawings": accuracy(model, held, seed, tested, input=input, **how),
                "classes": len(train.chars), "drawings": len(train), "images_seen": steps * size}
     _ship(out, model, architecture, run, results, log, write_card or card, input)
     state.unlink()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TARGET', 'ARMS', 'load_awd_lm', 'StreamLoader', 'lm_learner', 'target_lm', 'fit_lm', 'fit_ulmfit', 'run_arms']
 
-# %% ../../nbs/api/44_ulmfit.ipynb #d5257080
-import os, time
+# %% ../../nbs/api/44_ulmfit.ipynb #9832e6ba
+import time
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ def load_awd_lm(
     except (KeyError, TypeError): raise ModelError(f"'{model}' is not a language model of the kit; use docs_lm") from None
     return load_lm_state(net, load_tensors(weights or folder/"model.safetensors")[0]), tok
 
-# %% ../../nbs/api/44_ulmfit.ipynb #3644fda8
+# %% ../../nbs/api/44_ulmfit.ipynb #113bc031
 class StreamLoader(DataLoader):
     "A fastai loader over `Streams`; every pass is the next epoch."
     def __init__(self, streams):
@@ -98,7 +98,7 @@ def target_lm(
     if not file.is_file():
         began, learn = time.perf_counter(), lm_learner(texts, model, seed=seed)
         checked = learn.tok(task.texts["valid"].texts, 128)
-        with compute_threads(min(2, os.cpu_count() or 1)):
+        with compute_threads(min(2, torch.get_num_threads())):  # a second one pays here, unless the machine is to be shared (OMP_NUM_THREADS=1)
             before = perplexity(learn.model, checked)
             follow = fit_lm(learn, steps or epochs*len(learn.dls.train), lr)
             after = perplexity(learn.model, checked)

@@ -166,7 +166,7 @@ def recalls(
     n = np.bincount(y, minlength=classes)
     return np.where(n > 0, np.bincount(y[predicted == y], minlength=classes) / np.maximum(n, 1), np.nan)
 
-# %% ../../nbs/api/38_imbalance.ipynb #6f2e4cc9
+# %% ../../nbs/api/38_imbalance.ipynb #51473d6e
 def predictions(
     learn, # a learner of `pretrained_learner`
     split, # "valid", "test" or the name of a shift
@@ -193,7 +193,7 @@ def class_scores(
     if groups is not None:
         if len(groups) != len(y): raise FinetuneError(f"split '{split}' has {len(y)} items, but {len(groups)} group names were given; give one for each")
         of = np.asarray(groups).astype(str)
-        out["group_accuracy"] = {g: float((predicted == y)[of == g].mean()) for g in np.unique(of)}
+        out["group_accuracy"] = {str(g): float((predicted == y)[of == g].mean()) for g in np.unique(of)}
         out["worst_group_accuracy"] = min(out["group_accuracy"].values())
     return out | dict(per_class=[None if np.isnan(x) else float(x) for x in r], n=len(y))
 
@@ -244,7 +244,7 @@ def linear_head(model):
 
 _NEEDS = "corrections after training need one, as glyph_resnet, the zoo and most timm networks have it"
 
-# %% ../../nbs/api/38_imbalance.ipynb #8dd38ed0
+# %% ../../nbs/api/38_imbalance.ipynb #1dddc8ca
 def adjust_after(
     learn, # a trained learner; its network is changed
     method, # a name of `ADJUSTMENTS`
@@ -264,7 +264,7 @@ def adjust_after(
             w, b = change(v)
             head.weight.copy_(w); head.bias.copy_(b)
             tried.append(dict(value=v, valid_balanced_accuracy=(got := score())))
-            if best is None or got > best[0]: best = got, v, w, b
+            if best is None or got > best[0] + 1e-9: best = got, v, w, b
         head.weight.copy_(best[2]); head.bias.copy_(best[3])
     return dict(method=method, chosen=best[1], tried=tried, valid_balanced_accuracy=best[0])
 
