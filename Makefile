@@ -21,7 +21,7 @@ test: $(READY)  ## every notebook cell in the smoke profile, and the tests besid
 	$(SMOKE) $(BIN)/python -m pytest -q -n auto
 
 test-slow: $(READY)  ## tutorials in the fast profile, slow cells and tests, and nbdev's own test run
-	FINETUNE_NB_PROFILE=fast $(BIN)/python -m pytest -q --flags slow --cell-timeout 600 nbs/tutorials nbs/index.ipynb nbs/api/47_retrieve.ipynb tests
+	FINETUNE_NB_PROFILE=fast $(BIN)/python -m pytest -q --flags slow --cell-timeout 600 nbs/tutorials nbs/index.ipynb $$(grep -l '"#| slow' nbs/api/*.ipynb) tests
 	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 
 lab: $(READY)  ## open JupyterLab on the first tutorial

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/api/91_all.ipynb #ba42a7be
 import importlib
 
-# %% ../nbs/api/91_all.ipynb #f545442d
+# %% ../nbs/api/91_all.ipynb #685cdf83
 _WHERE = {
     "core.settings": ["settings", "Settings"], "core.seeds": ["set_seed", "rng"], "core.errors": ["FinetuneError"],
     "tasks.load": ["load_task"], "tasks.task": ["Task"], "tasks.folder": ["image_folder"], "tasks.shifts": ["shifted"], "tasks.world": ["World"],
@@ -19,10 +19,12 @@ _WHERE = {
     "recipes.recipe": ["Phase"], "recipes.plan": ["Recipe", "make_plan"], "recipes.library": ["recipe", "recipes_table", "RECIPES", "surgical", "best_of"],
     "recipes.fit": ["fit_recipe"], "recipes.lr_find": ["lr_find"], "recipes.ulmfit": ["load_awd_lm", "target_lm", "fit_ulmfit"],
     "rag.corpus": ["read_documents", "chunk", "read_questions"], "rag.retrieve": ["Retriever"], "rag.generate": ["load_lm", "Generator"], "rag.raft": ["raft_pairs"],
-    "study.compare": ["compare", "plot_label_curve"], "study.report": ["save_report", "conclusions"], "study.stats": ["mean_ci", "paired", "interval", "contrast", "family", "ranking", "seeds_needed", "plot_contrasts"], "study.rank": ["rank_models"], "study.choose": ["choose_study"],
-    "study.study": ["Study"], "study.engine": ["run_study", "run_studies"], "study.study_report": ["save_study"], "study.price": ["pareto", "plot_pareto", "extrapolate", "rented"],
-    "tasks.audit": ["audit"], "tasks.changes": ["change_task"], "study.audit_report": ["save_audit"],
-    "tuning.imbalance": ["set_loss", "set_sampling", "adjust_after", "class_scores", "class_table"], "tuning.regularise": ["set_dropout", "set_l1"], "recipes.flops": ["fit_flops"],
+    "study.compare": ["compare", "plot_label_curve"], "study.report": ["save_report", "conclusions"], "study.stats": ["mean_ci", "paired", "interval", "contrast", "family", "ranking", "seeds_needed", "paired_power", "plot_contrasts"], "study.rank": ["rank_models"], "study.choose": ["choose_study"],
+    "study.study": ["Study"], "study.engine": ["run_study", "run_studies"], "study.study_report": ["save_study"], "study.price": ["price_of", "metered", "measure_device", "extrapolate", "rented", "pareto", "plot_pareto"],
+    "tasks.audit": ["audit"], "tasks.faults": ["audit_folder"], "tasks.changes": ["change_task"], "study.audit_report": ["save_audit"],
+    "tuning.imbalance": ["set_loss", "set_sampling", "adjust_after", "class_scores", "class_table"], "tuning.regularise": ["set_dropout", "set_l1"], "recipes.flops": ["fit_flops", "fit_memory", "peak_memory"], "tuning.distributed": ["on_all_devices"],
+    "explain.layers": ["snapshot", "layer_changes", "plot_layers", "cka"], "explain.attribution": ["gradcam", "integrated_gradients", "randomisation_test"], "explain.calibration": ["calibration", "ece"],
+    "explain.confusion": ["confusions", "most_confused"],
     "claims.run": ["run_claims", "claims_table", "findings_table", "CLAIMS"], "claims.report": ["save_claims"],
     "study.showdown": ["showdown"], "study.showdown_report": ["save_showdown"], "study.advise": ["advise"],
 }

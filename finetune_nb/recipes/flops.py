@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.errors import RecipeError
-from .fit import _groups
+from .fit import recipe_groups
 from .library import recipe as find_recipe
 from .plan import make_plan
 from ..models.architecture import compute_threads, threads_for
@@ -86,7 +86,7 @@ def _batch(learn):
 def _prepare(learn, recipe, steps):
     "Inside `untouched`: the recipe with a rate, its groups (with LoRA layers if it has them) and its plan."
     r = recipe if recipe.lr else recipe.with_lr(1.)
-    groups = _groups(learn, r)
+    groups = recipe_groups(learn, r)
     if r.lora:
         add_lora(learn.model, groups, **{k: v for k, v in r.lora.items() if k != "merge"})
         groups = layer_groups(learn.model, r.granularity or getattr(learn, "granularity", "stage"))

@@ -6,9 +6,7 @@
 __all__ = ['BOOTSTRAP_FROM', 'mean_ci', 'paired', 'interval', 'paired_power', 'seeds_needed', 'contrast', 'family', 'ranking',
            'plot_contrasts']
 
-# %% ../../nbs/api/50_stats.ipynb #f7cf326b
-import importlib
-
+# %% ../../nbs/api/50_stats.ipynb #6d68f0e4
 import numpy as np
 from scipy import stats
 
@@ -66,11 +64,7 @@ def interval(
         low, high = map(float, stats.bootstrap((v,), np.mean, confidence_level=level, method="BCa", n_resamples=2000, rng=0).confidence_interval)
     return dict(mean=mean, low=low, high=high, n=int(v.size), method=how)
 
-# %% ../../nbs/api/50_stats.ipynb #37cff3c8
-def _statsmodels(module):
-    try: return importlib.import_module(f"statsmodels.stats.{module}")
-    except ImportError as e: raise FinetuneError(f'tests of contrasts need statsmodels ({e}): pip install "finetune_nb[stats]"') from None
-
+# %% ../../nbs/api/50_stats.ipynb #53814c77
 def paired_power(
     sd, # spread of the paired differences
     effect, # true difference, in the same unit
@@ -79,7 +73,8 @@ def paired_power(
 ): # -> probability
     "How often a paired t test with `n` seeds finds a true difference of `effect`."
     if sd <= 0 or n < 2: return float(n >= 2 and effect != 0)
-    of = _statsmodels("power").TTestPower().power
+    from statsmodels.stats.power import TTestPower  # here, because it takes seconds to import
+    of = TTestPower().power
     p = of(abs(effect)/sd, n, alpha)
     # Large effects come out as NaN. Up to 3.7 spreads that happens only where the power is 1 to four digits, so that is a lower bound.
     return float(p if np.isfinite(p) else np.nan_to_num(of(min(abs(effect)/sd, 3.7), n, alpha), nan=1.))
@@ -104,7 +99,7 @@ def seeds_needed(
         low, high = (low, mid) if enough(mid) else (mid, high)
     return high
 
-# %% ../../nbs/api/50_stats.ipynb #679b5de4
+# %% ../../nbs/api/50_stats.ipynb #7d5474c8
 def contrast(
     arm, # one number a seed; None for a run that failed or is missing
     reference, # the reference arm's numbers, same seeds in the same order
@@ -141,7 +136,8 @@ def _tests(a, b, margin, level):
     if np.ptp(d) == 0: # no spread, no t: flipping signs remains valid
         p, sd = _flips(d) if d[0] else 1., 0.
         return dict(p_t=p, p_permutation=p, p_permutation_least=least, p_equivalence=max(_flips(d + margin, "greater"), _flips(d - margin, "less")))
-    p_equivalence = _statsmodels("weightstats").ttost_paired(a, b, -margin, margin)[0]
+    from statsmodels.stats.weightstats import ttost_paired
+    p_equivalence = ttost_paired(a, b, -margin, margin)[0]
     return dict(p_t=float(stats.ttest_rel(a, b).pvalue), p_permutation=_flips(d), p_permutation_least=least, p_equivalence=float(p_equivalence),
                 seeds_needed=seeds_needed(sd, d.mean(), alpha=1 - level), seeds_needed_margin=seeds_needed(sd, margin, alpha=1 - level))
 
@@ -160,7 +156,7 @@ def _note(c, value):
     if c["method"].startswith("none"): out.append(c["method"].removeprefix("none: "))
     return "; ".join(out)
 
-# %% ../../nbs/api/50_stats.ipynb #fdcc3d09
+# %% ../../nbs/api/50_stats.ipynb #f3b27d42
 def family(
     contrasts, # list of results of `contrast`, or dict name -> contrast: all comparisons of the study, not those that look good
     alpha=0.05, # chance that the family contains any false better or worse; and, separately, any false no difference
@@ -168,7 +164,8 @@ def family(
     "Holm's correction over a family (Holm, 1979), once for differences and once for equivalence. A comparison without a test still counts."
     rows = [c | {"name": name} for name, c in contrasts.items()] if isinstance(contrasts, dict) else [dict(c) for c in contrasts]
     if not rows: return []
-    holm = lambda key: _statsmodels("multitest").multipletests([1. if r[key] is None else r[key] for r in rows], alpha, method="holm")[1]
+    from statsmodels.stats.multitest import multipletests
+    holm = lambda key: multipletests([1. if r[key] is None else r[key] for r in rows], alpha, method="holm")[1]
     for r, p, e in zip(rows, holm("p_t"), holm("p_equivalence")):
         tested = r["p_t"] is not None
         r |= dict(p_holm=float(p) if tested else None, p_equivalence_holm=float(e) if tested else None, family_size=len(rows), alpha=alpha)
