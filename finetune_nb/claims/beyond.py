@@ -40,11 +40,11 @@ def rag_study(profile=None, seeds=None, change=(), settings_file=None, backend="
 
 rag_study.measures = True
 
-# %% ../../nbs/api/74_beyond.ipynb #c08b2a67
+# %% ../../nbs/api/74_beyond.ipynb #12b99309
 _LR = [1e-3, 3e-3, 1e-2]
-_STREAM = study("stream", dict(task="digits", steps=20), kind="stream", metric="final_accuracy", search=dict(lr=_LR), margin=.02, arms=dict(go_on=dict(way="continue", strength=10), start_over=dict(way="again", budget="by_data"),
+_STREAM = study("stream", dict(task="digits", steps=20), kind="stream", metric="final_accuracy", search=dict(lr=_LR), margin=.02, arms=dict(go_on=dict(way="continue", strength=3), start_over=dict(way="again", budget="by_data"),
                 scratch=dict(way="scratch", budget="by_data")), profiles=dict(smoke=dict(steps=2, blocks=2, eval_limit=40, bs=8), full=dict(steps=100)))
-_MULTI = study("multitask", dict(steps=40), kind="multitask", arms=dict(together=dict(way="shared"), one_by_one=dict(way="one_by_one")), search=dict(lr=_LR), margin=.02, profiles=dict(smoke=dict(steps=2, eval_limit=40), full=dict(steps=200)))
+_MULTI = study("multitask", dict(steps=40), kind="multitask", arms=dict(together=dict(way="shared"), one_by_one=dict(way="one_by_one")), search=dict(lr=[3e-3, 1e-2, 3e-2]), margin=.02, profiles=dict(smoke=dict(steps=2, eval_limit=40), full=dict(steps=200)))
 _RACE = next(c for c in BENEFITS if c.name == "less_time").study
 _WORLD = "Made-up people and places, a reader of 1.6 million parameters that was trained to read; questions in phrasings that were never trained on."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'MULTI_WAYS', 'MULTI_FIELDS', 'named_task', 'several', 'multitask_run']
 
-# %% ../../nbs/api/49g_multitask.ipynb #280da283
+# %% ../../nbs/api/49g_multitask.ipynb #924a3f01
 import time
 
 import numpy as np
@@ -18,7 +18,6 @@ from ..core.errors import FinetuneError, TaskError, unknown_name
 from ..core.seeds import rng, set_seed
 from ..models.architecture import compute_threads
 from ..recipes.follow import DivergedError
-from ..tasks.changes import change_task
 from ..tasks.load import load_task
 
 # %% ../../nbs/api/49g_multitask.ipynb #163be6a6
@@ -42,7 +41,7 @@ def named_task(
         if n not in task.classes: raise TaskError(unknown_name(f"class of task '{base}'", n, [*(FAMILIES if base == "scripts" else task.classes)]))
     return only_classes(task, [task.classes.index(n) for n in names])
 
-# %% ../../nbs/api/49g_multitask.ipynb #b55e4551
+# %% ../../nbs/api/49g_multitask.ipynb #6de7ccd4
 MULTI_WAYS = ("shared", "one_by_one")
 
 MULTI_FIELDS = dict(
@@ -56,7 +55,6 @@ MULTI_FIELDS = dict(
     bs=32,
     norm="train",  # norm layers: "frozen", "stats_only" or "train"
     eval_limit=0,  # test items a task that are looked at; 0 for all
-    change=[],  # of `change_task`, to the data of every task
 )
 
 def several(
@@ -77,7 +75,7 @@ def _learn_shared(course, steps, lr):
     set_seed(course.seed)
     return len(updates(course.net, course.groups, steps*n, lr, batch_loss, course.norm, what="all tasks"))
 
-# %% ../../nbs/api/49g_multitask.ipynb #9e5c4fd9
+# %% ../../nbs/api/49g_multitask.ipynb #2a05caf5
 def multitask_run(
     config, # dict: `MULTI_FIELDS`, and seed, lr, device
     place=None, # dict: offline
@@ -88,7 +86,7 @@ def multitask_run(
     if c["way"] not in MULTI_WAYS: raise FinetuneError(unknown_name("way of a multitask run", c["way"], MULTI_WAYS))
     if isinstance(c["tasks"], str) or len(c["tasks"]) < 2 or len(set(c["tasks"])) < len(c["tasks"]): raise FinetuneError(f"several tasks are at least two different names in a list, not {c['tasks']!r}")
     if c["bs"] < len(c["tasks"]): raise FinetuneError(f"a batch of {c['bs']} has no room for an item of each of {len(c['tasks'])} tasks; make bs larger")
-    tasks = [change_task(named_task(t, c["size"], place.get("skip_bad", False)), c["change"]) for t in c["tasks"]]
+    tasks = [named_task(t, c["size"], place.get("skip_bad", False)) for t in c["tasks"]]
     if other := next((t for t in tasks if t.modality != "image"), None): raise TaskError(f"several tasks share a body for images; task '{other.name}' is made of {other.modality}s")
     courses = [several(tasks)] if c["way"] == "shared" else [several([t]) for t in tasks]
     lr, began, training, out, found, spent, held = c["lr"] or 1e-3, time.perf_counter(), 0., dict(status="done"), dict(test=[], valid=[]), 0, 0

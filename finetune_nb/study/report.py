@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['conclusions', 'save_report']
 
-# %% ../../nbs/api/53_report.ipynb #20eb733c
+# %% ../../nbs/api/53_report.ipynb #5ebab67b
 from html import escape
 from pathlib import Path
 
 from ..core.files import writable_folder, write_json, write_text
 from .page import html_facts, html_list, html_picture, html_table, save_figures, write_page
+from .price import plot_pareto
 
 # %% ../../nbs/api/53_report.ipynb #584b5402
 def conclusions(
@@ -30,18 +31,18 @@ def conclusions(
     if edge: out.append(f"the rate chosen for {', '.join(edge)} is the last of its grid: with a longer grid it might do better")
     return out
 
-# %% ../../nbs/api/53_report.ipynb #b41ea621
+# %% ../../nbs/api/53_report.ipynb #ac5509f6
 def save_report(
     comparison, # a Comparison
     folder, # where to; made if need be
 ): # -> dict of name -> Path
-    "Write results.csv, summary.json, accuracy.png, curves.png and report.html, each atomically."
+    "Write results.csv, summary.json, accuracy.png, curves.png, pareto.png and report.html, each atomically."
     import matplotlib.pyplot as plt
     folder = writable_folder(folder)
-    paths = {n: folder/n for n in ("results.csv", "summary.json", "accuracy.png", "curves.png", "report.html")}
+    paths = {n: folder/n for n in ("results.csv", "summary.json", "accuracy.png", "curves.png", "pareto.png", "report.html")}
     write_text(paths["results.csv"], comparison.frame().to_csv(index=False, lineterminator="\n"))
     write_json(paths["summary.json"], comparison.to_dict())
-    pictures = save_figures(folder, {"accuracy.png": comparison.plot()[0].figure, "curves.png": comparison.plot_curves().figure})
+    pictures = save_figures(folder, {"accuracy.png": comparison.plot()[0].figure, "curves.png": comparison.plot_curves().figure, "pareto.png": plot_pareto(comparison).figure})
     _write(paths["report.html"], comparison, pictures)
     return paths
 
@@ -60,7 +61,8 @@ def _write(path, comparison, pictures):
     body = [html_list(conclusions(c)), html_picture(pictures["accuracy.png"], "Test accuracy and paired differences of each recipe"), html_table(c.table().reset_index(), index=False),
             f'''<p class="small">Differences are paired by seed and taken against {escape(c.reference)}. "Better" and "worse": the 95 % t interval of the difference leaves out zero. "No difference":
 the whole interval lies within ±{100*c.margin:g} percentage points, a margin named beforehand. Intervals are for one comparison at a time.</p>''',
-            "<h2>On the way</h2>", html_picture(pictures["curves.png"], "Validation accuracy over optimiser steps")]
+            "<h2>On the way</h2>", html_picture(pictures["curves.png"], "Validation accuracy over optimiser steps"),
+            "<h2>Accuracy and what it costs</h2><p>Dashed: what no other recipe beats in both. Hollow: surely beaten, the intervals do not meet.</p>", html_picture(pictures["pareto.png"], "Accuracy over seconds a run")]
     if len(shifts): body += ["<h2>When the test images change</h2><p>Mean accuracy on the same test images after one change each; nothing was trained or chosen on them.</p>", html_table(shifts, index=False)]
     body += ["<h2>How the rates were chosen</h2><p>Each recipe tried as many rates as the others, on the validation split, with labels of a seed that is not reported.</p>",
              html_table(search, index=False) if len(search) else "<p>Every recipe came with its rate.</p>", "<h2>What this was run with</h2>", html_facts(facts)]

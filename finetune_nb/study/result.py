@@ -15,7 +15,7 @@ from ..core.plots import COLOURS, percent_limits
 from .stats import contrast, family, interval
 from .study import Study
 
-# %% ../../nbs/api/52e_result.ipynb #e438d80b
+# %% ../../nbs/api/52e_result.ipynb #1c8795c8
 @dataclass
 class StudyResult:
     "Records of a study, and what can be asked of them."
@@ -45,6 +45,13 @@ class StudyResult:
             rows.append(dict(arm=a, mean=i["mean"], low=i["low"], high=i["high"], interval=i["method"], n=len(got), diverged=self.count(a, "diverged"), failed=self.count(a, "failed"),
                              **{f"chosen {k}": v for k, v in self.chosen[a]["params"].items()}, seconds=round(float(np.mean(seconds)), 2) if seconds else None))
         return pd.DataFrame(rows).set_index("arm")
+
+    def cost_points(self, metric=None):
+        "Seconds a run and what they bring, for `plot_pareto`; empty if the metric is no accuracy or nothing was timed."
+        import pandas as pd
+        t, metric = self.table(metric).reset_index(), metric or self.study.metric
+        if not (isinstance(metric, str) and "accuracy" in metric): t = t[:0]
+        return t.assign(name=t.arm, cost=t.seconds).dropna(subset=["cost", "mean"])[["name", "cost", "mean", "low", "high"]]
 
     def contrasts(self, pairs=None, metric=None, margin=None):
         "Paired differences of arms, Holm-corrected as one family: list of dicts. `pairs`: (arm, against); None for each arm against the reference."

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['study_conclusions', 'save_study', 'study_summary']
 
-# %% ../../nbs/api/53b_study_report.ipynb #ce246b7f
+# %% ../../nbs/api/53b_study_report.ipynb #f86a7d9b
 from html import escape
 
 from ..core.files import writable_folder, write_json, write_text
 from .page import html_facts, html_list, html_picture, html_table, save_figures, write_page
+from .price import plot_pareto
 
 # %% ../../nbs/api/53b_study_report.ipynb #0e566255
 def study_conclusions(
@@ -35,24 +36,27 @@ def study_conclusions(
     if edge: out.append(f"the rate chosen for {'; '.join(edge)} is the last of its list: with a longer list it might do better")
     return out
 
-# %% ../../nbs/api/53b_study_report.ipynb #32e1d4a9
+# %% ../../nbs/api/53b_study_report.ipynb #7714229c
 def save_study(
     result, # a StudyResult
     folder, # where to; made if need be
 ): # -> dict of name -> Path
-    "Write study.yaml, results.csv, search.csv, summary.json, arms.png and report.html, each atomically."
+    "Write study.yaml, results.csv, search.csv, summary.json, arms.png, report.html and, where there is an accuracy, pareto.png, each atomically."
     folder, study = writable_folder(folder), result.study
     paths = {n: folder/n for n in ("study.yaml", "results.csv", "search.csv", "summary.json", "arms.png", "report.html")}
     study.to_yaml(paths["study.yaml"])
     for name, frame in (("results.csv", result.frame()), ("search.csv", result.search_frame())): write_text(paths[name], frame.to_csv(index=False, lineterminator="\n"))
     lines = study_conclusions(result)
     write_json(paths["summary.json"], study_summary(result))
-    png = save_figures(folder, {"arms.png": result.plot().figure})["arms.png"]
+    figures, points = {"arms.png": result.plot().figure}, result.cost_points()
+    if len(points): figures["pareto.png"] = plot_pareto(points).figure; paths["pareto.png"] = folder/"pareto.png"
+    pictures = save_figures(folder, figures)
     search = result.search_table().reset_index()
     facts = {"metric": study.metric, "chosen by": study.choose_by, "margin": study.margin, "seeds": len(result.seeds), "computing": f"{result.about['seconds']:.0f} s",
              "settings": ", ".join(f"{k} = {v}" for k, v in result.about["settings"].items() if v != ""), "versions": ", ".join(f"{k} {v}" for k, v in result.about["versions"].items())}
-    body = [f"<p>{escape(study.about)}</p>" if study.about else "", html_list(lines), html_picture(png, "Each arm's runs, mean and interval"), html_table(result.table().reset_index(), index=False),
+    body = [f"<p>{escape(study.about)}</p>" if study.about else "", html_list(lines), html_picture(pictures["arms.png"], "Each arm's runs, mean and interval"), html_table(result.table().reset_index(), index=False),
             f'<p class="small">Differences are paired by seed and corrected by Holm\'s method as one family. "No difference" means within ±{study.margin:g}, named beforehand.</p>',
+            *(["<h2>Accuracy and what it costs</h2>", html_picture(pictures["pareto.png"], "Accuracy over seconds a run")] if len(points) else []),
             "<h2>What was chosen, and how flat the optimum was</h2><p>Every arm tried as many settings as the others, on validation data, with labels of a seed that is not reported.</p>", html_table(search, index=False),
             "<h2>What this was run with</h2>", html_facts(facts), f"<h2>The study</h2><pre>{escape(study.to_yaml())}</pre>"]
     write_page(paths["report.html"], study.name, result.about["settings"].get("name") or "finetune_nb", "\n".join(body))
