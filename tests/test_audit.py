@@ -24,7 +24,7 @@ def words(n=24):
     return TextTask("words", ["3", "8"], {s: Texts(t) for s, t in of.items()}, {s: [0, 1]*n for s in SPLITS}, shifts={"loud": (Texts(t.upper() for t in of["test"]), [0, 1]*n)})
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", [c for c in CHANGES if c != "cleaned"])  # that one changes nothing where nothing is wrong
 @pytest.mark.parametrize("make", [lambda: load_task("digits"), words], ids=["images", "texts"])
 def test_each_change_keeps_the_rest(name, make):
     task = make()
