@@ -13,7 +13,7 @@ import numpy as np
 from .benefits import BENEFITS, race, study
 from .claim import Claim, Contrast
 
-# %% ../../nbs/api/74_beyond.ipynb #91b02451
+# %% ../../nbs/api/74_beyond.ipynb #c3a266b2
 def rag_study(profile=None, seeds=None, change=(), settings_file=None, backend="processes", address=None, quiet=False):
     "The part of the showdown that two claims need, seen as the result of a study."
     import pandas as pd
@@ -28,7 +28,7 @@ def rag_study(profile=None, seeds=None, change=(), settings_file=None, backend="
     def table():
         rows = [dict(arm=a["arm"], n=len(got.seeds), **{k: v for k, v in interval(values(a["arm"])).items() if k in ("mean", "low", "high")}, seconds=a["train_seconds"]) for a in got.arms]
         return pd.DataFrame(rows).set_index("arm")
-    def plot(ax):
+    def plot(ax, metric=None):
         for y, a in enumerate(got.arms):
             v, i = 100*np.array(values(a["arm"])), interval(values(a["arm"]))
             ax.scatter(v, np.full(len(v), y) + .2, s=14, color=COLOURS[y], alpha=.45, linewidths=0)

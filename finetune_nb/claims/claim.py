@@ -88,7 +88,7 @@ def judge(
     if "the other way round" in got: return "contradicted"
     return "no difference" if got == {"no difference"} else "undecided"
 
-# %% ../../nbs/api/70_claim.ipynb #d42aff99
+# %% ../../nbs/api/70_claim.ipynb #49af1062
 @dataclass
 class Finding:
     "A claim after its measurement."
@@ -130,7 +130,8 @@ class Finding:
         import matplotlib.pyplot as plt
         high = max(.36*len(self.result.points), .62*len(self.rows)) + 1.3
         if axes is None: axes = plt.subplots(1, 2, figsize=(11, high), layout="constrained")[1]
-        self.result.plot(ax=axes[0])
+        metrics = [c.metric for c in self.claim.contrasts if isinstance(c.metric, str) and "accuracy" in c.metric]
+        self.result.plot(**(dict(metric=metrics[0]) if metrics else {}), ax=axes[0])
         axes[0].set_title(f"{self.claim.name}: mean of {self.n} seeds, 95 % interval", fontsize=10)
         plot_differences(self.rows, axes[1])
         axes[1].set_title(f"verdict: {self.verdict}", fontsize=10)
@@ -156,10 +157,10 @@ def plot_differences(
         ax.plot([low/reach, high/reach], [y, y], color=c, lw=2.5, solid_capstyle="butt")
         ax.scatter(r["mean"]/reach, y, s=42, color=c, zorder=3, marker={"as said": "o", "the other way round": "X", "no difference": "s", "undecided": "D"}[r["outcome"]])
         f = "{:+.1f}" if r["unit"] == "points" else "{:+.3g}"
-        ax.text(0, y - .32, f"{f.format(r['scale']*r['mean'])} {r['unit']}, predicted: {r['expect']}, {r['outcome']}", ha="center", va="center", fontsize=8)
-    ax.axvline(0, color="#444444", lw=.8); ax.set_xlim(-1.15, 1.15); ax.set_ylim(len(rows) - .5, -.6); ax.set_xticks([-1, 0, 1], ["less", "0", "more"])
+        ax.text(0, y - .32, f"{f.format(r['scale']*r['mean'])} {r['unit']}, predicted: {r['expect']}, {r['outcome']}", ha="center", va="center", fontsize=8, bbox=dict(facecolor="white", edgecolor="none", pad=1, alpha=.85))
+    ax.axvline(0, color="#444444", lw=.8, zorder=0); ax.set_xlim(-1.15, 1.15); ax.set_ylim(len(rows) - .5, -.6); ax.set_xticks([-1, 0, 1], ["less", "0", "more"])
     ax.set_yticks(range(len(rows)), [textwrap.fill(_difference(r), 34) for r in rows], fontsize=8)
-    ax.set_xlabel("paired difference with 95 % interval, each row on its own scale; grey: does not matter")
+    ax.set_xlabel("paired difference, 95 % interval; scale of each row\nits own; grey: too small to matter", fontsize=9)
 
 def _counted(r):
     "What is counted needs no test: larger than the margin is larger."

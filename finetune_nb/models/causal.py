@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['load_causal']
 
-# %% ../../nbs/api/24a_causal.ipynb #59e211c4
-from copy import deepcopy
+# %% ../../nbs/api/24a_causal.ipynb #1f22434c
 from pathlib import Path
 
 import torch
@@ -16,10 +15,8 @@ from ..core.files import sha256
 from .hub import config_and_tokenizer, fetch, import_text, quiet
 from .load import model_folder
 
-# %% ../../nbs/api/24a_causal.ipynb #84cd16de
+# %% ../../nbs/api/24a_causal.ipynb #5a8a93a9
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-_SMALL = 20_000_000  # parameters up to which the last model stays in memory: a comparison asks for the same one dozens of times
-_KEPT = {}  # (folder, names, times and sizes of its files) -> (model, tokeniser) as read
 
 def load_causal(
     name="world_lm", # bundled name, a folder in transformers' format, or a hub name such as "HuggingFaceTB/SmolLM2-135M"
@@ -29,15 +26,7 @@ def load_causal(
     transformers, folder = import_text(), model_folder(name)
     if folder.is_dir(): _look(folder)
     elif str(name).startswith((".", "/", "~")) or "\\" in str(name): raise ModelError(f"no such model folder: {name}")
-    if not folder.is_dir(): return _read(transformers, str(name), folder, offline)
-    key = str(folder), tuple(sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.iterdir()))
-    if key not in _KEPT:
-        model, tok = _read(transformers, str(folder), folder, offline)
-        if sum(p.numel() for p in model.parameters()) > _SMALL: return model, tok
-        _KEPT.clear(); _KEPT[key] = model, tok
-    return deepcopy(_KEPT[key])
-
-def _read(transformers, source, folder, offline):
+    source = str(folder) if folder.is_dir() else str(name)
     with quiet():
         config, tok = config_and_tokenizer(source, offline, "world_lm")
         if folder.is_dir() and (digest := getattr(config, "sha256", None)) and sha256(folder/"model.safetensors") != digest:
