@@ -3,13 +3,14 @@
 A cell that asserts something is one test, named after the heading above it. Cells before it run first, once a notebook, in one
 process that can be killed: a cell that hangs is stopped for real. After a failure the later cells of that notebook are skipped.
 """
-import ast, json, os, re, signal, sys, tempfile
+import ast, json, os, re, shutil, signal, sys, tempfile
 from collections import Counter
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 import pytest
 
+SHARED = "NOTEBOOK_TESTS_SHARED"  # names a folder of this test run; workers inherit it
 FLAGS = {"slow": "takes minutes", "gpu": "needs a GPU", "network": "needs the internet", "browser": "needs a browser"}
 ASSERTING = re.compile(r"^(test_\w+|expect_fail|assert_\w+)$")
 
@@ -26,10 +27,15 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     # Networks of test size run many times slower with several threads as soon as anything else wants a core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if SHARED not in os.environ: os.environ[SHARED], config.made_shared = tempfile.mkdtemp(prefix="notebook_tests_"), True
     for name, why in FLAGS.items(): config.addinivalue_line("markers", f"{name}: {why}; runs only with --flags {name}")
     config.enabled_flags = {f for f in config.getoption("--flags").split(",") if f}
     if unknown := config.enabled_flags - set(FLAGS):
         raise pytest.UsageError(f"--flags: unknown {', '.join(sorted(unknown))}; known are {', '.join(FLAGS)}")
+
+
+def pytest_unconfigure(config):
+    if getattr(config, "made_shared", None): shutil.rmtree(os.environ.pop(SHARED), ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -169,7 +175,7 @@ class NotebookProcess:
         self.scratch = tempfile.TemporaryDirectory(prefix="notebook_test_", ignore_cleanup_errors=True)
         self.pipe, theirs = context.Pipe()
         from tests.notebook_worker import serve
-        self.process = context.Process(target=serve, args=(theirs, str(self.path), self.scratch.name), daemon=False)
+        self.process = context.Process(target=serve, args=(theirs, str(self.path), self.scratch.name, os.environ[SHARED]), daemon=False)
         self.process.start()
         theirs.close()
 

@@ -2,9 +2,13 @@
 import os, sys
 
 
-def serve(pipe, path, scratch):
+def serve(pipe, path, scratch, shared):
     "Run each source that comes through `pipe`; answer None, or what went wrong as text."
     if hasattr(os, "setsid"): os.setsid()
+    # Caches are each notebook's own but for the texts of `docs`, named by what they were read from: reading them takes ten seconds.
+    os.makedirs(os.path.join(shared, "docs"), exist_ok=True); os.makedirs(os.path.join(scratch, "cache"))
+    try: os.symlink(os.path.join(shared, "docs"), os.path.join(scratch, "cache", "docs"), target_is_directory=True)
+    except OSError: pass  # Windows may forbid links
     os.environ |= {"IN_TEST": "1", "MPLBACKEND": "agg", "FINETUNE_NB_CACHE": os.path.join(scratch, "cache"), "IPYTHONDIR": os.path.join(scratch, "ipython")}
     os.chdir(os.path.dirname(path))
     from execnb.shell import CaptureShell
