@@ -5,14 +5,11 @@
 # %% auto #0
 __all__ = ['EXPECT', 'VERDICTS', 'Contrast', 'Claim', 'outcome', 'judge', 'Finding', 'plot_differences', 'find']
 
-# %% ../../nbs/api/70_claim.ipynb #dabdd630
-from dataclasses import dataclass, field
-
-import numpy as np
+# %% ../../nbs/api/70_claim.ipynb #dac54d46
+from dataclasses import dataclass
 
 from ..core.errors import FinetuneError, unknown_name
 from ..core.plots import COLOURS
-from ..core.seeds import rng
 from ..study.stats import contrast, family
 from ..study.engine import run_study
 from ..study.study import Study

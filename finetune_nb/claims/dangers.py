@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FEW', 'RARE', 'FORGETTING', 'DANGERS', 'gap', 'shift_mean', 'scatter', 'apart']
 
-# %% ../../nbs/api/73_dangers.ipynb #59254b4c
+# %% ../../nbs/api/73_dangers.ipynb #599528e9
 import numpy as np
 
-from .benefits import BENEFITS, NET, study
+from .benefits import BENEFITS, study
 from .claim import Claim, Contrast
 
 # %% ../../nbs/api/73_dangers.ipynb #b406659b

@@ -5,11 +5,8 @@
 # %% auto #0
 __all__ = ['CLAIMS', 'PARTS', 'claims_table', 'run_claims', 'findings_table']
 
-# %% ../../nbs/api/75_claims.ipynb #50227bd4
-from pathlib import Path
-
+# %% ../../nbs/api/75_claims.ipynb #6427cc57
 from ..core.errors import FinetuneError, unknown_name
-from ..core.progress import in_notebook
 from .benefits import BENEFITS
 from .beyond import BEYOND
 from .claim import find
