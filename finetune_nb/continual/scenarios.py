@@ -17,7 +17,7 @@ from ..core.files import content_hash
 from ..core.seeds import rng
 from ..tasks.changes import data_hash, derived
 from ..tasks.shifts import SHIFTS, shifted
-from ..tasks.task import SPLITS, ArrayImages
+from ..tasks.task import SPLITS
 
 # %% ../../nbs/api/49b_scenarios.ipynb #3087be60
 def only_classes(

@@ -10,7 +10,7 @@ import time
 
 from .forgetting import sequence_measures
 from .methods import METHODS, RATES, Course, learn_jointly, learn_part, make_method
-from .scenarios import SCENARIOS, Items, make_scenario, part_accuracies
+from .scenarios import Items, make_scenario, part_accuracies
 from ..core.errors import FinetuneError, RecipeError, unknown_name
 from ..core.seeds import rng, set_seed
 from ..models.architecture import compute_threads, to_fast_layout

@@ -30,7 +30,7 @@ PROFILES = {
     "full": Profile(seeds=10, epochs=40, min_steps=200, max_steps=2000, rates=5, curve_points=12, eval_limit=0),
 }
 
-# %% ../../nbs/api/02_settings.ipynb #a6a342e4
+# %% ../../nbs/api/02_settings.ipynb #00b67693
 @dataclass(frozen=True)
 class _Key:
     section:str; default:str; read:object; accepts:str
@@ -48,11 +48,17 @@ def _whole(low, auto=False):
         return int(text)
     return read, f"a whole number of at least {low}" + (", or auto" if auto else "")
 
-def _amount():
+def _amount(above=None):
     def read(text):
-        if not 0 <= float(text) < float("inf"): raise ValueError
+        if not (0 if above is None else above) <= float(text) < float("inf") or float(text) == above: raise ValueError
         return float(text)
-    return read, "a number, 0 or more"
+    return read, "a number, 0 or more" if above is None else f"a number above {above}"
+
+def _numbers():
+    def read(text):
+        if text != "all" and sorted({int(n) for n in text.split(",")})[0] < 1: raise ValueError
+        return text if text == "all" else ",".join(str(int(n)) for n in text.split(","))
+    return read, "all, or numbers separated by commas"
 
 def _text(accepts): return str, accepts
 
@@ -70,9 +76,13 @@ SCHEMA = {
     "kwh": _Key("prices", "0.30", *_amount()),
     "co2_per_kwh": _Key("prices", "0.35", *_amount()),
     "name": _Key("class", "", *_text("any text")),
+    "labs": _Key("class", "all", *_numbers()),
+    "lab_minutes": _Key("class", "10", *_amount(above=0)),
+    "memory_gb": _Key("class", "4", *_amount(above=0)),
+    "bundle": _Key("class", "", *_text("a folder, or nothing")),
 }
 
-# %% ../../nbs/api/02_settings.ipynb #69c86621
+# %% ../../nbs/api/02_settings.ipynb #de4ad1c6
 class Settings(dict):
     "The dials as a dict with attributes; `file` names where they came from (None for the defaults)."
     file = None
@@ -89,7 +99,7 @@ class Settings(dict):
 
     def record(self):
         "The settings as they go into a result: everything but the places on this machine."
-        return {k: v for k, v in self.items() if SCHEMA[k].section != "paths"}
+        return {k: v for k, v in self.items() if SCHEMA[k].section != "paths" and k != "bundle"}
 
 def find_settings(
     start=None, # folder to begin in; None for the working directory
@@ -127,7 +137,7 @@ def settings(
         except ValueError: raise SettingsError(f"{places[k]}: '{text}' is not accepted; give {SCHEMA[k].accepts}") from None
     out.file = str(file) if file else None
     base = file.resolve().parent if file else Path.cwd()
-    for k in ("cache", "reports"): out[k] = str(base/Path(out[k]).expanduser())
+    for k in ("cache", "reports", "bundle"): out[k] = out[k] and str(base/Path(out[k]).expanduser())
     return out
 
 def _read_ini(file):
@@ -145,7 +155,7 @@ def _read_ini(file):
             if k not in known: raise SettingsError(f"{file} [{section}]: {unknown_name('key', k, known)}")
             yield k, text
 
-# %% ../../nbs/api/02_settings.ipynb #838f79e4
+# %% ../../nbs/api/02_settings.ipynb #b6b021f1
 def default_ini():
     "The text of a settings.ini that spells out every default."
     lines, section = ["# finetune_nb dials: what a teacher edits. Packaging and nbdev live in pyproject.toml, which nbdev 3 insists on.",
@@ -158,4 +168,5 @@ def default_ini():
 _HELP = {"profile": "size of every run", "seeds": "repetitions of each arm", "device": "where to compute", "workers": "processes at once (auto: one a core)",
          "offline": "use downloads? yes never asks the network", "cache": "finished runs and downloads", "reports": "tables, figures, report.html",
          "cpu_hour": "price of an hour on the CPU", "gpu_hour": "price of an hour on a GPU", "watts": "power drawn while computing, W",
-         "kwh": "price of a kilowatt-hour", "co2_per_kwh": "kg of CO2 a kilowatt-hour", "name": "heading of reports, such as the name of the course"}
+         "kwh": "price of a kilowatt-hour", "co2_per_kwh": "kg of CO2 a kilowatt-hour", "name": "heading of reports, such as the name of the course",
+         "labs": "labs that are handed out", "lab_minutes": "time that one hand-in may compute while it is graded", "memory_gb": "memory that it may take, GB", "bundle": "offline bundle that this class uses"}

@@ -11,7 +11,6 @@ import torch
 import torch.nn as nn
 from fastai.callback.core import Callback
 
-from ..core.errors import RecipeError
 from ..tuning.freeze import release
 from ..tuning.score import eval_mode
 

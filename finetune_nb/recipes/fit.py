@@ -20,10 +20,10 @@ from ..models.architecture import compute_threads, create_model, threads_for
 from ..models.text import create_text_model
 from .checkpoint import Checkpoint
 from .extras import EarlyStop, L2SP, WiseFT
-from .follow import DivergedError, FollowPlan
+from .follow import FollowPlan
 from .library import recipe as find_recipe
 from .plan import Plan, make_plan, plot_grid
-from ..tuning.adapters import add_lora, merge_lora, trainable_share
+from ..tuning.adapters import add_lora, merge_lora
 from ..tuning.cache import cached_features, can_cache
 from ..tuning.freeze import release
 from ..tuning.groups import layer_groups, param_groups

@@ -21,7 +21,7 @@ from ..core.seeds import rng
 from ..models.architecture import compute_threads, threads_for
 from .follow import DivergedError, FollowPlan
 from .library import recipe as find_recipe
-from .plan import Plan, expand_phases, make_plan
+from .plan import Plan, expand_phases
 from ..tuning.freeze import keep_freeze
 from ..tuning.groups import layer_groups
 from ..tuning.rates import group_rates

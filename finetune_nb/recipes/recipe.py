@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['START', 'RESTARTS', 'GRANULARITIES', 'Phase', 'Recipe']
 
-# %% ../../nbs/api/40_recipe.ipynb #520765cc
+# %% ../../nbs/api/40_recipe.ipynb #30d1ab43
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from numbers import Real
-from pathlib import Path
 
 from ..core.errors import RecipeError, unknown_name
-from ..core.files import write_text
+from ..core.files import read_yaml, write_text
 from ..tuning.freeze import DROPOUT_POLICIES, NORM_POLICIES, PARTS
 from ..tuning.rates import RULES
 from ..tuning.schedules import SCHEDULES
 
-# %% ../../nbs/api/40_recipe.ipynb #3e037662
+# %% ../../nbs/api/40_recipe.ipynb #e148e32d
 @dataclass(frozen=True)
 class Phase:
     "A stretch of training in which the same groups train."
@@ -82,15 +81,7 @@ class Recipe:
     @classmethod
     def from_yaml(cls, source):
         "A recipe from a YAML file, or from YAML text."
-        import yaml
-        text, where = source, "recipe"
-        if isinstance(source, Path) or (isinstance(source, str) and "\n" not in source and ":" not in source.strip("/.~")[2:]):
-            where = str(source)
-            try: text = Path(source).expanduser().read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as e: raise RecipeError(f"cannot read recipe {source}: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}") from None
-        try: data = yaml.safe_load(text)
-        except yaml.YAMLError as e: raise RecipeError(f"{where}: {' '.join(str(e).split())}") from None
-        if not isinstance(data, dict): raise RecipeError(f"{where}: a recipe is a list of 'field: value' lines")
+        data, where = read_yaml(source, "recipe", RecipeError)
         return _make(cls, data, where)
 
     def __add__(self, other):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FinetuneError, unknown_name
-from ..core.files import content_hash, load_tensors, save_tensors
+from ..core.files import load_tensors, save_tensors
 from ..core.seeds import rng
 from .runs import code_hash, model_id
 from ..tasks.world import HARDNESS, UNKNOWN, Question, World, ask, ask_two, base_world
@@ -194,7 +194,8 @@ def learn_config(
 def learn_run(config, place, folder):
     "Train and keep the weights in the run's folder; if it is examined, ask questions of the world as they are asked in training."
     from finetune_nb.models.architecture import compute_threads
-    from finetune_nb.recipes.fit import DivergedError, fit_recipe
+    from finetune_nb.recipes.fit import fit_recipe
+    from finetune_nb.recipes.follow import DivergedError
     from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.tuning.causal import causal_learner
     scene, told, recipe = Scene(config["facts"], config["seed"]), config["told"], Recipe.from_dict(config["recipe"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FinetuneError, unknown_name
-from ..core.files import content_hash, save_tensors, writable_folder
+from ..core.files import content_hash, writable_folder
 from ..core.plots import COLOURS, percent_limits
 from ..core.seeds import rng
 from ..core.settings import settings
@@ -41,7 +41,7 @@ def own_data(
     seed=0, # which questions train, choose and test
 ): # -> OwnData
     "Your documents and questions, ready to be compared on."
-    from finetune_nb.rag.corpus import check_gold, chunk, docs_corpus, gold_ids, of_document, read_documents, read_questions, squad
+    from finetune_nb.rag.corpus import check_gold, chunk, docs_corpus, of_document, read_documents, read_questions, squad
     if corpus is None: raise FinetuneError("questions need documents: give a folder as well (--corpus)")
     if str(corpus) == "docs": passages, asked = docs_corpus()
     elif str(corpus).endswith(".json"): passages, asked = squad(corpus)
@@ -94,7 +94,8 @@ def own_run(config, place, folder=None):
     from finetune_nb.models.architecture import compute_threads
     from finetune_nb.rag.metrics import exact_match, f1
     from finetune_nb.rag.retrieve import Retriever
-    from finetune_nb.recipes.fit import DivergedError, fit_recipe
+    from finetune_nb.recipes.fit import fit_recipe
+    from finetune_nb.recipes.follow import DivergedError
     from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.tuning.causal import causal_learner
     data, how, out = own_data(place["corpus"], place["questions"], place["size"]), config["arm"], dict(status="done", train_seconds=None, index_seconds=None)

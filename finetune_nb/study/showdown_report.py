@@ -6,8 +6,6 @@
 __all__ = ['showdown_conclusions', 'save_showdown']
 
 # %% ../../nbs/api/59_showdown_report.ipynb #16176a8e
-from html import escape
-
 from ..core.files import writable_folder, write_json, write_text
 from .own import OwnShowdown
 from .page import html_facts, html_list, html_picture, html_table, save_figures, write_page

@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['Study']
 
-# %% ../../nbs/api/52c_study.ipynb #be4f0989
+# %% ../../nbs/api/52c_study.ipynb #a1efcd87
 import itertools
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 
 from ..core.errors import FinetuneError, unknown_name
-from ..core.files import write_text
+from ..core.files import read_yaml, write_text
 from ..core.settings import PROFILES
 from .kinds import KINDS, plain
 
-# %% ../../nbs/api/52c_study.ipynb #c62bbb7e
+# %% ../../nbs/api/52c_study.ipynb #a84af848
 @dataclass(frozen=True)
 class Study:
     "What is to be measured."
@@ -40,15 +39,7 @@ class Study:
     @classmethod
     def from_yaml(cls, source):
         "A study from a YAML file, or from YAML text."
-        import yaml
-        where, text = "study", source
-        if isinstance(source, Path) or "\n" not in str(source):
-            where = str(source)
-            try: text = Path(source).expanduser().read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as e: raise FinetuneError(f"cannot read study {source}: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}") from None
-        try: data = yaml.safe_load(text)
-        except yaml.YAMLError as e: raise FinetuneError(f"{where}: {' '.join(str(e).split())}") from None
-        if not isinstance(data, dict): raise FinetuneError(f"{where}: a study is a list of 'field: value' lines")
+        data, where = read_yaml(source, "study", FinetuneError)
         known = [f.name for f in fields(cls)]
         for k in data:
             if k not in known: raise FinetuneError(f"{where}: {unknown_name('field', k, known)}")

@@ -73,7 +73,8 @@ def train_run(
 ): # -> dict of results
     "Train one classifier and measure it. Training that diverges is a result, too."
     from finetune_nb.models.architecture import compute_threads
-    from finetune_nb.recipes.fit import DivergedError, fit_recipe
+    from finetune_nb.recipes.fit import fit_recipe
+    from finetune_nb.recipes.follow import DivergedError
     from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.tuning.learner import evaluate, pretrained_learner
     recipe, extra = Recipe.from_dict(config["recipe"]), _EXTRAS | {k: config[k] for k in _EXTRAS if k in config}

@@ -16,7 +16,6 @@ import torch
 from ..core.errors import TaskError
 from ..core.files import content_hash
 from ..core.progress import progress
-from ..core.seeds import rng
 from .task import ArrayImages, Task
 
 # %% ../../nbs/api/15_folder.ipynb #4ffa7a3a
