@@ -67,9 +67,8 @@ def add_class_commands(
     c = lab_step("report", "Write the gradebook as csv, statistics of every question, and report.html.")
     c.add_argument("--out", metavar="DIR", help="folder for the results; default: report in the class's folder")
 
-# %% ../nbs/api/89_cli_class.ipynb #b7222d89
+# %% ../nbs/api/89_cli_class.ipynb #d1c57e5f
 def _doctor(a):
-    import platform
     from finetune_nb.classroom.ready import readiness, readiness_lines
     s, rows = settings(a.settings), readiness(a.settings, a.quick)
     lines, data = readiness_lines(rows), {k: v for r in rows for k, v in r["data"].items()}
