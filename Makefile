@@ -4,9 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 SMOKE := FINETUNE_NB_PROFILE=smoke FINETUNE_NB_WORKERS=1
 
-.PHONY: help compare claims test test-slow lab check pretrained readme outputs clean
+.PHONY: help compare claims test test-slow test-browser lab docs check pretrained readme outputs run-times clean
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml scripts/setup.py
 	@$(PYTHON) scripts/setup.py
@@ -21,11 +21,18 @@ test: $(READY)  ## every notebook cell in the smoke profile, and the tests besid
 	$(SMOKE) $(BIN)/python -m pytest -q -n auto
 
 test-slow: $(READY)  ## tutorials in the fast profile, slow cells and tests, and nbdev's own test run
-	FINETUNE_NB_PROFILE=fast $(BIN)/python -m pytest -q --flags slow --cell-timeout 600 nbs/tutorials nbs/index.ipynb $$(grep -l '"#| slow' nbs/api/*.ipynb) tests
+	FINETUNE_NB_PROFILE=fast $(BIN)/python -m pytest -q --flags slow --cell-timeout 600 nbs/tutorials nbs/index.ipynb nbs/labs nbs/templates $$(grep -l '"#| slow' nbs/api/*.ipynb) tests
 	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 
-lab: $(READY)  ## open JupyterLab on the first tutorial
-	$(BIN)/jupyter lab nbs/tutorials/01_first_finetune.ipynb
+test-browser: $(READY)  ## JupyterLab and the site in a real browser, which is installed if none is there
+	@$(BIN)/python scripts/browser.py
+	$(SMOKE) $(BIN)/python -m pytest -q --flags browser -m browser tests/test_browser.py tests/test_docs.py
+
+lab: $(READY)  ## open JupyterLab on the path through the tutorials
+	$(BIN)/jupyter lab nbs/tutorials/00_start_here.ipynb
+
+docs: $(READY)  ## make the documentation site in build/site, and check its links
+	@$(BIN)/python scripts/docs.py
 
 check: $(READY)  ## export and clean leave no difference, README in step
 	@$(BIN)/python scripts/check.py
@@ -47,6 +54,9 @@ outputs: $(READY)  ## run every notebook and keep its outputs: the library's in 
 	FINETUNE_NB_PROFILE=fast $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/tutorials/*.ipynb nbs/index.ipynb nbs/claims.ipynb
 	$(BIN)/nbdev-clean
 	@$(BIN)/python scripts/readme.py
+
+run-times: $(READY)  ## run every tutorial and lab from an empty cache and write down how long each takes
+	@$(BIN)/python scripts/run_times.py
 
 clean:  ## remove reports and caches; .venv stays
 	rm -rf reports build .pytest_cache *.egg-info

@@ -7,12 +7,13 @@ BIN = Path(sys.executable).parent
 
 
 def state():
-    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("finetune_nb/**/*.py")]
+    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("finetune_nb/**/*.py"), *ROOT.glob("finetune_nb/project/templates/*.ipynb")]
     return {f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if ".ipynb_checkpoints" not in f.parts}
 
 
 before = state()
 for tool in ("nbdev-export", "nbdev-clean"): subprocess.run([BIN/tool], cwd=ROOT, check=True)
+subprocess.run([sys.executable, ROOT/"scripts"/"templates.py"], cwd=ROOT, check=True)
 after = state()
 changed = sorted(f for f in before.keys() | after.keys() if before.get(f) != after.get(f))
 for f in changed: print(f"was out of step, changed now: {f.relative_to(ROOT)}", file=sys.stderr)
