@@ -212,7 +212,6 @@ def test_every_notebook_is_a_page_and_every_link_leads_somewhere(site):
         assert f.name == "404.html" or body.count("<h1") == 1, f.name
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 def test_no_page_asks_the_internet_or_scrolls_sideways(site, browser):
     site, outside, wide, lost = site[0], set(), [], set()
@@ -227,7 +226,6 @@ def test_no_page_asks_the_internet_or_scrolls_sideways(site, browser):
     assert not outside and not wide and not lost
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("how", ["served", "from the disk"])
 def test_search_and_dark_mode(site, browser, how):
