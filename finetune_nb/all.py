@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/api/91_all.ipynb #ba42a7be
 import importlib
 
-# %% ../nbs/api/91_all.ipynb #685cdf83
+# %% ../nbs/api/91_all.ipynb #50b82717
 _WHERE = {
     "core.settings": ["settings", "Settings"], "core.seeds": ["set_seed", "rng"], "core.errors": ["FinetuneError"],
     "tasks.load": ["load_task"], "tasks.task": ["Task"], "tasks.folder": ["image_folder"], "tasks.shifts": ["shifted"], "tasks.world": ["World"],
@@ -26,6 +26,8 @@ _WHERE = {
     "explain.layers": ["snapshot", "layer_changes", "plot_layers", "cka"], "explain.attribution": ["gradcam", "integrated_gradients", "randomisation_test"], "explain.calibration": ["calibration", "ece"],
     "explain.confusion": ["confusions", "most_confused"],
     "claims.run": ["run_claims", "claims_table", "findings_table", "CLAIMS"], "claims.report": ["save_claims"],
+    "interactive.dials": ["Dial", "DialFigure"], "interactive.figures": ["layer_rates", "unfreezing", "label_budget", "search_and_answers", "rag_or_finetuning"],
+    "classroom.release": ["release"], "classroom.collect": ["collect"], "classroom.grade": ["grade"], "classroom.bundle": ["bundle_class"], "classroom.ready": ["readiness"], "project.new": ["new_project"], "project.run": ["run_project"],
     "study.showdown": ["showdown"], "study.showdown_report": ["save_showdown"], "study.advise": ["advise"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
