@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'TEMPLATES', 'FEWEST', 'template', 'filled', 'check_data', 'new_project', 'project_ini']
 
-# %% ../../nbs/api/86_project.ipynb #dea75e0f
+# %% ../../nbs/api/86_project.ipynb #4363798b
 import re, shutil, tempfile
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import finetune_nb
 from ..core.errors import FileError, FinetuneError, TaskError, unknown_name
 from ..core.files import read_json, write_json, write_text
 from ..core.settings import default_ini, settings
-from .prepare import PICTURES, class_files, fits, look_at, texts_from
+from .prepare import PICTURES, SPLIT_OF, class_files, fits, look_at, texts_from
 
 # %% ../../nbs/api/86_project.ipynb #6e56cb16
 KINDS = {"image": "a folder with a folder of pictures for each class", "text": "a csv, tsv, json or jsonl file of texts and their classes, a folder with train and test files of that sort, or a folder of .txt files for each class",
@@ -48,7 +48,7 @@ def filled(
     nb["cells"][0]["source"] = re.sub(r"\A# .*", lambda _: f"# {title}", head).splitlines(True)
     return nb
 
-# %% ../../nbs/api/86_project.ipynb #ab70f0af
+# %% ../../nbs/api/86_project.ipynb #9688d211
 def check_data(
     kind, # a name of `KINDS`
     data, # file or folder
@@ -96,13 +96,22 @@ def _check_texts(path, questions, text, label):
     from finetune_nb.tasks.load import load_task
     table, how = texts_from(path, text, label)
     _enough(table.label.value_counts().to_dict(), path, "texts")
+    table, how = _smaller_valid(table, how)
     csv = table.to_csv(index=False, lineterminator="\n")
     with tempfile.TemporaryDirectory() as tmp:
         write_text(f := Path(tmp)/"data.csv", csv)
         try: task = load_task(f)
         except TaskError as e: raise TaskError(str(e).replace(str(f.resolve()), str(path))) from None
-    labels = _budget(task)
-    return dict(DATA="data.csv", LABELS=labels), [*_about(task, labels), f"data.csv was made {how}"], {"data.csv": csv}
+    labels, large = _budget(task), len(task.labels["valid"]) + len(task.labels["test"]) > 3000
+    values = dict(DATA="data.csv", LABELS=labels) | (dict(SEEDS=3, RATES=3) if large else {})
+    return values, [*_about(task, labels), *(["three seeds and three learning rates, since so many texts are answered in every run"] if large else []), f"data.csv was made {how}"], {"data.csv": csv}
+
+def _smaller_valid(table, how, most=1000):
+    "A validation part is asked many times in every run: of a large one so many texts stay, class by class, the others train. The test part stays as it is."
+    valid = table.split.str.strip().str.lower().map(lambda s: SPLIT_OF.get(s) == "valid") if "split" in table else None
+    if valid is None or valid.sum() <= most: return table, how
+    extra = valid & (table[valid].groupby("label").cumcount().reindex(table.index, fill_value=0) >= max(2, most//table.label.nunique()))
+    return table.assign(split=table.split.where(~extra, "train")), f"{how}; {extra.sum():,} validation texts train instead, {(valid & ~extra).sum():,} are enough to choose on"
 
 def _check_documents(path, questions, text, label):
     from finetune_nb.project.prepare import made_questions
