@@ -113,7 +113,7 @@ def prepare(folder, only=("*",)):
 
 def page_of_file(name, content):
     out = Page()
-    out.add((1, f"`{name}`")); out.add(code_html(content, {"ini": "ini", "toml": "toml", "py": "python", "yaml": "yaml", "yml": "yaml"}.get(name.rsplit(".", 1)[-1], "text")))
+    out.add((1, f"`{name}`")); out.add(code_html(content, {"ini": "ini", "toml": "toml", "py": "python", "yaml": "yaml", "yml": "yaml", "json": "json"}.get(name.rsplit(".", 1)[-1], "text")))
     return out.markdown(name, "")
 
 
