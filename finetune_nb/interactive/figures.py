@@ -110,7 +110,7 @@ def _draw_timeline(fig, recipe, steps, at, groups):
     what = "nothing trains" if not trains else "everything trains" if len(trains) == len(plan.names) else f"{', '.join(trains)} train{'s' if len(trains) == 1 else ''}"
     return f"At step {i} of {steps} {what}; the {plan.names[0]}, nearest to the input, {first}."
 
-# %% ../../nbs/api/79_figures.ipynb #9cf50e4b
+# %% ../../nbs/api/79_figures.ipynb #685d5dbe
 def label_budget(
     labels=3, # a class, at first
     way="full", # of using the pre-trained network, at first: full or linear_probe
@@ -151,9 +151,9 @@ def _draw_labels(fig, labels, way, task):
     here, (times, low, high, beyond) = 100*np.mean(c.values(f"{way}, labels {labels}")), _worth(c, way, labels)
     ax.plot([labels, min(labels*times, c.budgets[-1])], [here, here], color="#222222", lw=1.6, ls=":", zorder=4); ax.plot(labels, here, "o", ms=11, mfc="none", mec="#222222", mew=1.6, zorder=5)
     chance = dict(digits=10, scripts=100/106)[task]
-    ax.axhline(chance, color=GREY, lw=.8, ls="--"); ax.text(c.budgets[-1]*1.12, chance + 1.2, "guessing", ha="right", fontsize=8, color=GREY)
+    ax.axhline(chance, color=GREY, lw=.8, ls="--"); ax.text(c.budgets[0]/1.12, chance + 1.2, "guessing", ha="left", fontsize=8, color=GREY)
     ax.set_xscale("log"); ax.set_xticks(c.budgets, c.budgets); ax.minorticks_off(); ax.set_xlim(c.budgets[0]/1.15, c.budgets[-1]*1.15); ax.set_ylim(0, 102)
-    ax.set(xlabel="labels a class (logarithmic)", ylabel="test accuracy, %", title=f"{task}, {measured('labels')['steps']} updates, {len(c.seeds)} seeds, 95 % interval"); ax.grid(alpha=.25); ax.legend(loc="lower right", frameon=False)
+    ax.set(xlabel="labels a class (logarithmic)", ylabel="test accuracy, %", title=f"{task}, {measured('labels')['steps']} updates, {len(c.seeds)} seeds, 95 % interval"); ax.grid(alpha=.25); ax.legend(loc="lower right", bbox_to_anchor=(1, .12), frameon=False)
     named = dict(full="fine-tuning", linear_probe="a new head")[way]
     more = f" or more ({beyond} of {len(c.seeds)} seeds go beyond what was measured)" if beyond else f" (95 % interval {_number(low)} to {_number(high)})"
     return f"With {labels} label{'s' if labels > 1 else ''} a class {named} reads {here:.0f} % rightly; one label here is worth {_number(times)}{more} without the pre-training."
