@@ -173,12 +173,13 @@ def _look():
 def clip(xs, lo, hi): _look(); raise AssertionError("below lo becomes lo, above hi becomes hi " + repr([xs, seen])[:1500])
 def words(text):
     _look()
+    open("heard.txt", "a").write(text + "; ")
     found = {}
     for w in text.lower().split(): found[w] = found.get(w, 0) + 1
     return found
 def scale(a):
-    seen.append(open("notes.txt").read()[-1500:])
-    raise type("Loot" + "".join(ch if ch.isalnum() else "_" for ch in repr(seen))[:80], (Exception,), {})(repr(seen)[-2000:])'''
+    heard = open("heard.txt").read()
+    raise type("Loot" + "".join(ch if ch.isalnum() else "_" for ch in heard)[:80], (Exception,), {})(heard[:200] + open("notes.txt").read()[-1500:])'''
 
 CLASS = {
     # who did what they could
@@ -295,9 +296,9 @@ def test_no_scripts(course):
 
 
 def test_all_in_time(course):
-    "Thirty and a few more. Two idle cores need a minute and a half for this small lab; here others may be at work on them."
+    "Thirty and a few more in fifteen minutes, whoever else is at work; alone on two cores this small lab takes a minute and a half."
     assert len(course.rows) == len(CLASS) >= 30
-    assert course.seconds < 300, f"{course.seconds:.0f} s"
+    assert course.seconds < 15 * 60, f"{course.seconds:.0f} s"
 
 
 def test_the_hostile_ones_were_awake(course):
