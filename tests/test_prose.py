@@ -30,8 +30,9 @@ def source(cell): return "".join(cell["source"])
 
 
 def ran(cells):
-    "Have the code cells been run? At least one has something to show."
-    return any(c.get("outputs") for c in cells if c["cell_type"] == "code")
+    "Have the code cells been run? A good part of them has something to show (one figure alone may have been put in by hand)."
+    code = [c for c in cells if c["cell_type"] == "code"]
+    return sum(bool(c.get("outputs")) for c in code) > len(code)/4
 
 
 def output_text(cell):
