@@ -102,10 +102,11 @@ def scripts(nb):
     at(nb, "memo")["source"] = "<script>alert(2)</script> because"
 def half_a_file(nb): return json.dumps(nb)[:700]
 
-READ = '''import os
-loot = []
+READ = '''import os, time
+loot, until = [], time.monotonic() + 6  # a busy machine must not end this cell before it has said what it found
 for place in {places!r}:
     for folder, _, names in os.walk(place):
+        if time.monotonic() > until: break
         for n in names[:200]:
             try: loot.append(open(os.path.join(folder, n), errors="replace").read(100_000))
             except Exception: pass

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core.errors import FileError, FinetuneError
 from ..core.files import write_text
 
-# %% ../../nbs/api/86b_run.ipynb #dcadbc75
+# %% ../../nbs/api/86b_run.ipynb #082c1f27
 def run_project(
     folder, # of a project
     tell=None, # called with a line for each part that begins; None to stay silent
@@ -46,6 +46,7 @@ def run_project(
     except DeadKernelError:
         if client.km is not None and client.km.was_alive: raise KeyboardInterrupt from None
         raise FinetuneError(f"{file}: its process ended, most often for want of memory; set workers = 1 in settings.ini and run it again") from None
+    except AssertionError: raise KeyboardInterrupt from None  # nbclient tidies up twice when an interruption falls into its own tidying
     finally:
         for c in nb.cells: c.metadata.pop("execution", None)
         write_text(file, nbformat.writes(nb) + "\n")
