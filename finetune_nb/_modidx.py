@@ -1455,6 +1455,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'finetune_nb.project.new._listed': ('api/project.html#_listed', 'finetune_nb/project/new.py'),
                                          'finetune_nb.project.new._placed': ('api/project.html#_placed', 'finetune_nb/project/new.py'),
                                          'finetune_nb.project.new._readme': ('api/project.html#_readme', 'finetune_nb/project/new.py'),
+                                         'finetune_nb.project.new._smaller_valid': ( 'api/project.html#_smaller_valid',
+                                                                                     'finetune_nb/project/new.py'),
                                          'finetune_nb.project.new.check_data': ( 'api/project.html#check_data',
                                                                                  'finetune_nb/project/new.py'),
                                          'finetune_nb.project.new.filled': ('api/project.html#filled', 'finetune_nb/project/new.py'),
