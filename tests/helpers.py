@@ -1,11 +1,18 @@
 "What several test files need."
-import hashlib, io, json, os, subprocess, sys, threading
+import hashlib, importlib.util, io, json, os, subprocess, sys, threading
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def script(name):
+    "scripts/NAME.py as a module."
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT/"scripts"/f"{name}.py")
+    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    return module
 
 
 def environment(tmp, **more):

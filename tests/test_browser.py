@@ -3,21 +3,15 @@
 Runs with `make test-browser` (flag `browser`). Pictures of what was on the screen go to the folder named by SCREENSHOTS, or to a temporary one whose
 name is printed when a test fails.
 """
-import hashlib, importlib.util, json, os, re, secrets, shutil, signal, socket, subprocess, sys, time, urllib.request
+import hashlib, json, os, re, secrets, shutil, signal, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, environment
+from tests.helpers import ROOT, environment, script
 
 WHOLE = 180_000  # ms that a tutorial may take in the smoke profile
 STEP = 30_000  # ms for any single thing on the page
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("browser_script", ROOT/"scripts"/"browser.py")
-    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
-    return module
 
 
 def write_notebook(path, *cells):
@@ -123,7 +117,7 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def chromium():
     from playwright.sync_api import sync_playwright
-    program = script().chromium()
+    program = script("browser").chromium()
     assert program, "no Chromium found: `make test-browser` gets one"
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=program, args=["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
@@ -280,7 +274,7 @@ def test_a_saved_page_needs_no_widgets(page, lab, shots):
 
 # ---- a teacher, a student -------------------------------------------------------------------------------------------------------------
 @pytest.mark.browser
-def test_nbgrader_is_part_of_this_lab(): assert script().has_nbgrader()
+def test_nbgrader_is_part_of_this_lab(): assert script("browser").has_nbgrader()
 
 
 @pytest.mark.browser

@@ -1,11 +1,11 @@
 "Quick starts as a user meets them: a folder of data, one command, a report."
-import importlib.util, json, os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 
 import pytest
 from PIL import Image, ImageDraw
 
 from finetune_nb.project.new import KINDS, TEMPLATES, new_project
-from tests.helpers import ROOT, cli, environment, refused
+from tests.helpers import ROOT, cli, environment, refused, script
 
 DATA = ROOT.parent/"shared"/"data"
 
@@ -53,11 +53,9 @@ def sound(project, *headings):
 
 
 def test_templates_in_the_package_are_those_in_nbs():
-    spec = importlib.util.spec_from_file_location("templates_script", ROOT/"scripts"/"templates.py")
-    script = importlib.util.module_from_spec(spec); spec.loader.exec_module(script)
     sources = {p.name: p.read_text(encoding="utf-8") for p in (ROOT/"nbs"/"templates").glob("*.ipynb")}
     assert set(sources) == {f"{k}.ipynb" for k in KINDS}
-    for name, text in sources.items(): assert (TEMPLATES/name).read_text(encoding="utf-8") == script.bare(text), f"{name}: run make check"
+    for name, text in sources.items(): assert (TEMPLATES/name).read_text(encoding="utf-8") == script("templates").bare(text), f"{name}: run make check"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,16 +1,13 @@
 "The benchmark of run times: what it writes, what it says of a notebook that fails or takes too long, and that it keeps what it did not run."
-import importlib.util, json
+import json
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import script
 
 
 @pytest.fixture
-def bench():
-    spec = importlib.util.spec_from_file_location("run_times", ROOT/"scripts"/"run_times.py")
-    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
-    return module
+def bench(): return script("run_times")
 
 
 def tree(tmp, **code):

@@ -1,16 +1,13 @@
 "What someone reads whose machine does not fit; and that the shipped files are complete."
-import importlib.util, subprocess, sys
+import subprocess, sys
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, script
 
 
 @pytest.fixture
-def setup():
-    spec = importlib.util.spec_from_file_location("setup_script", ROOT/"scripts"/"setup.py")
-    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
-    return module
+def setup(): return script("setup")
 
 
 def said(capsys, f, *args):
