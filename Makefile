@@ -20,8 +20,9 @@ claims: $(READY)  ## run all claims and write their page (add ARGS="replay fewer
 test: $(READY)  ## every notebook cell in the smoke profile, and the tests beside them
 	$(SMOKE) $(BIN)/python -m pytest -q -n auto
 
-test-slow: $(READY)  ## tutorials in the fast profile, slow cells and tests, and nbdev's own test run
-	FINETUNE_NB_PROFILE=fast $(BIN)/python -m pytest -q --flags slow --cell-timeout 600 nbs/tutorials nbs/index.ipynb nbs/labs nbs/templates $$(grep -l '"#| slow' nbs/api/*.ipynb) tests
+test-slow: $(READY)  ## tutorials and labs in the fast profile, slow cells and tests, and nbdev's own test run
+	$(BIN)/python scripts/run_times.py $(or $(KEEP),--check)
+	FINETUNE_NB_PROFILE=fast $(BIN)/python -m pytest -q --flags slow --cell-timeout 600 nbs/index.ipynb nbs/templates $$(grep -l '"#| slow' nbs/api/*.ipynb) tests
 	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
 
 test-browser: $(READY)  ## JupyterLab and the site in a real browser, which is installed if none is there
@@ -51,12 +52,13 @@ readme: $(READY)  ## make README.md from nbs/index.ipynb
 outputs: $(READY)  ## run every notebook and keep its outputs: the library's in smoke, tutorials and index in fast
 	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/api --save --n-workers 2
 	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/pretraining --save
-	FINETUNE_NB_PROFILE=fast $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/tutorials/*.ipynb nbs/index.ipynb nbs/claims.ipynb
+	FINETUNE_NB_PROFILE=fast $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/index.ipynb nbs/claims.ipynb
+	$(BIN)/python scripts/run_times.py --outputs nbs/tutorials/*.ipynb
 	$(BIN)/nbdev-clean
 	@$(BIN)/python scripts/readme.py
 
 run-times: $(READY)  ## run every tutorial and lab from an empty cache and write down how long each takes
-	@$(BIN)/python scripts/run_times.py
+	@$(BIN)/python scripts/run_times.py $(ARGS)
 
 clean:  ## remove reports and caches; .venv stays
 	rm -rf reports build .pytest_cache *.egg-info

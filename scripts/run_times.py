@@ -2,11 +2,14 @@
 
   .venv/bin/python scripts/run_times.py                      all of nbs/tutorials and nbs/labs
   .venv/bin/python scripts/run_times.py nbs/labs/01_*.ipynb  these; entries of the others stay as they are
+  .venv/bin/python scripts/run_times.py --outputs            and keep what the tutorials show (a lab's source carries no outputs)
+  .venv/bin/python scripts/run_times.py --check              write nothing: does each run within the limit?
 
-Times go to nbs/run_times.json, and from there into the heads of the tutorials and the table of nbs/tutorials/00_start_here.ipynb. Outputs are thrown away (`make outputs` keeps them).
+Times go to nbs/run_times.json, and from there into the heads of the tutorials and the table of nbs/tutorials/00_start_here.ipynb.
 Exit status 1 if a notebook fails or takes longer than the limit.
 """
 import argparse, json, os, re, signal, subprocess, sys, tempfile, time
+from contextlib import redirect_stdout
 from datetime import date
 from pathlib import Path
 
@@ -19,8 +22,8 @@ from finetune_nb.interactive.series import read_series, read_times, seconds_of, 
 TABLE = re.compile(r"^\| \| tutorial \|.*?(?=^(?!\|)|\Z)", re.M | re.S)
 
 
-def execute(path, profile, cores, patience):
-    "(seconds, None) or (seconds, what went wrong) of one run in a process of its own with a cache of its own."
+def execute(path, profile, cores, patience, outputs=False):
+    "(seconds, None) or (seconds, what went wrong) of one run in a process of its own with a cache of its own; with `outputs` the notebook keeps what it showed."
     with tempfile.TemporaryDirectory(prefix="run_times_") as scratch:
         env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_NB_")}
         env |= {f"FINETUNE_NB_{k}": v for k, v in dict(PROFILE=profile, CACHE=f"{scratch}/cache", REPORTS=f"{scratch}/reports", WORKERS=str(cores), OFFLINE="yes").items()}
@@ -39,8 +42,16 @@ def execute(path, profile, cores, patience):
                     except subprocess.TimeoutExpired: os.killpg(work.pid, signal.SIGKILL); work.wait()
             seconds = time.perf_counter() - began
             log.seek(0); said = [l for l in re.sub(r"\x1b\[[\d;]*m", "", log.read()).splitlines() if l.strip()]
+        if status == 0 and outputs: keep_outputs(path, Path(scratch)/path.name)
         if status is None: return seconds, f"stopped after {spoken(seconds)}"
         return seconds, None if status == 0 else (said[-1] if said else f"exit status {status}")
+
+
+def keep_outputs(path, executed):
+    "Put the executed notebook in the place of `path`, cleaned as nbdev cleans."
+    from nbdev.clean import nbdev_clean
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere): nbdev_clean(executed)
+    write_text(path, executed.read_text(encoding="utf-8"))
 
 
 def heads(folder, times):
@@ -66,10 +77,13 @@ def main(args=None, root=Path(__file__).resolve().parents[1]):
     p.add_argument("--limit", type=float, default=300, help="seconds that one may take (300)")
     p.add_argument("--profile", choices=("smoke", "fast", "full"), default="fast", help="size of the runs (fast); only fast times are written down")
     p.add_argument("--cores", type=int, default=2, help="processor cores that may be used (2)")
+    p.add_argument("--outputs", action="store_true", help="keep what the tutorials show")
+    p.add_argument("--check", action="store_true", help="write nothing: only see that each runs within the limit")
     p.add_argument("--heads", action="store_true", help="run nothing: only bring the heads in step with run_times.json")
     a = p.parse_args(args)
     nbs, file = root/"nbs", root/"nbs"/"run_times.json"
     try:
+        if a.check and (a.outputs or a.heads): raise FinetuneError("--check writes nothing: give it without --outputs and --heads")
         if a.cores < 1 or a.limit <= 0: raise FinetuneError("--cores and --limit must be above 0")
         todo = [] if a.heads else [n.resolve() for n in a.notebooks] or sorted([*nbs.glob("tutorials/*.ipynb"), *nbs.glob("labs/*.ipynb")])
         for n in todo:
@@ -80,15 +94,15 @@ def main(args=None, root=Path(__file__).resolve().parents[1]):
         wrong, total = [], 0
         for n in todo:
             name = "/".join(n.parts[-2:])
-            seconds, why = execute(n, a.profile, a.cores, max(600, 3*a.limit))
+            seconds, why = execute(n, a.profile, a.cores, max(600, 3*a.limit), a.outputs and n.parent.name == "tutorials")
             total += seconds
             if not why and seconds > a.limit: wrong.append(f"{name}: {seconds:.0f} s are more than {a.limit:.0f}")
             if why: wrong.append(f"{name}: {why}")
             print(f"{seconds:7.1f} s  {name}" + (f"  FAILED: {why}" if why else "  TOO LONG" if seconds > a.limit else ""), flush=True)
-            if not why and a.profile == "fast":
+            if not why and a.profile == "fast" and not a.check:
                 write_json(file, dict(notebooks=read_times(file) | {name: dict(seconds=round(seconds, 1), profile=a.profile, cores=a.cores, date=date.today().isoformat(), version=__version__)}))
         if todo: print(f"{total:7.1f} s  in all, {len(todo)} notebooks, {a.profile}, {a.cores} cores")
-        if (nbs/"tutorials").is_dir():
+        if (nbs/"tutorials").is_dir() and not a.check:
             for name in heads(nbs/"tutorials", read_times(file)): print(f"brought in step: {name}")
     except FinetuneError as e: print(f"error: {e}", file=sys.stderr); return 2
     except KeyboardInterrupt: print("interrupted; what was measured is kept", file=sys.stderr); return 130

@@ -98,8 +98,8 @@ class Settings(dict):
         return replace(p, seeds=self["seeds"]) if self["seeds"] else p
 
     def record(self):
-        "The settings as they go into a result: everything but the places on this machine."
-        return {k: v for k, v in self.items() if SCHEMA[k].section != "paths" and k != "bundle"}
+        "The settings as they go into a result: not the places on this machine, and of a class only its name."
+        return {k: v for k, v in self.items() if SCHEMA[k].section not in ("paths", "class") or k == "name"}
 
 def find_settings(
     start=None, # folder to begin in; None for the working directory
