@@ -101,7 +101,7 @@ def _bundle_class(a):
     print(f"{got['path']}: {got['files']} files, {got['bytes']/1e6:.1f} MB; labs: {', '.join(got['labs']) or 'none'}", *(f"  {n}" for n in got["notes"]),
           "next: on a machine like the students', python -m pip download --no-deps -d wheels -r wheels.txt (see wheels.txt in it)", sep="\n")
 
-# %% ../nbs/api/89_cli_class.ipynb #3b29455f
+# %% ../nbs/api/89_cli_class.ipynb #3af9346c
 def _lab(a): return {"release": _lab_release, "collect": _lab_collect, "grade": _lab_grade, "report": _lab_report}[a.step](a)
 
 def _lab_release(a):
@@ -130,10 +130,9 @@ def _lab_grade(a):
     if said := [f"{r['student']}, {r['lab']}: {n}" for r in rows for n in r["notes"]]: print("", "Remarks", *said, sep="\n")
 
 def _lab_report(a):
-    from finetune_nb.classroom.marks import lab_marks, question_marks, question_statistics, report
-    paths = report(a.class_dir, a.out)
-    marks = question_marks(a.class_dir)
-    labs, stats = lab_marks(a.class_dir, marks=marks), question_statistics(marks)
+    from finetune_nb.classroom.marks import class_tables, report
+    tables = class_tables(a.class_dir)
+    paths, labs, stats = report(a.class_dir, a.out, tables), tables["gradebook"], tables["questions"]
     if a.json: return dict(labs=json.loads(labs.to_json(orient="records")), questions=json.loads(stats.to_json(orient="records")), files={n: str(p) for n, p in paths.items()})
     print(labs.drop(columns="remarks").to_string(index=False), "", stats.round(3).to_string(index=False), "", *(f"{n:13} {p}" for n, p in paths.items()), sep="\n")
 

@@ -27,7 +27,8 @@ def write_notebook(path, *cells):
 def write_lab(path):
     "A lab as students get it."
     import nbformat
-    from finetune_nb.classroom.lab import example_lab, read_notebook, student_copy
+    from finetune_nb.classroom.copies import student_copy
+    from finetune_nb.classroom.lab import example_lab, read_notebook
     source = example_lab(path.parent)
     nbformat.write(student_copy(read_notebook(source)), path)
     source.unlink()

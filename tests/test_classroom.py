@@ -12,7 +12,8 @@ pytest.importorskip("nbgrader")
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from finetune_nb.classroom.lab import check_lab, grade_id, kind, mark, read_notebook, student_copy
+from finetune_nb.classroom.copies import check_lab, student_copy
+from finetune_nb.classroom.lab import grade_id, kind, mark, read_notebook
 from finetune_nb.core.errors import FinetuneError
 from tests.helpers import ROOT
 
@@ -472,7 +473,7 @@ def test_thirty_hand_ins_of_lab_1(tmp_path):
     "Ten right, ten half done, five empty, five hostile, of the real lab on two cores: marks as known, in under fifteen minutes."
     from finetune_nb.classroom.collect import collect
     from finetune_nb.classroom.grade import grade
-    from finetune_nb.classroom.lab import solution_copy
+    from finetune_nb.classroom.copies import solution_copy
     from finetune_nb.classroom.release import release
     env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_NB_")} | dict(FINETUNE_NB_CACHE=str(tmp_path/"cache"))
     with patch.dict(os.environ, env, clear=True):

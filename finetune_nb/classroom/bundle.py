@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['with_key', 'bundle_class', 'check_bundle']
 
-# %% ../../nbs/api/85_bundle_class.ipynb #ca1f2932
+# %% ../../nbs/api/85_bundle_class.ipynb #b3dc85c5
 import json, re, shutil, sys, tempfile, time, zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import finetune_nb
 from .wheel import extras_here, kit_wheel, needed, wheels_text
 from ..core.errors import FileError, FinetuneError
-from ..core.files import atomic_path, read_json, sha256, write_json, write_text
+from ..core.files import atomic_folder, atomic_path, read_json, sha256, write_json, write_text
 from ..core.settings import default_ini, settings
 
 # %% ../../nbs/api/85_bundle_class.ipynb #144cc6fa
@@ -29,7 +30,7 @@ def with_key(
     lines.insert(at + 1, f"{key} = {value}")
     return "\n".join(lines) + "\n"
 
-# %% ../../nbs/api/85_bundle_class.ipynb #2b03286a
+# %% ../../nbs/api/85_bundle_class.ipynb #7062fbeb
 _KIND = "finetune_nb class bundle"
 _SECRET = ("BEGIN SOLUTION", "END SOLUTION", "BEGIN HIDDEN TESTS", "END HIDDEN TESTS")
 
@@ -42,22 +43,18 @@ def bundle_class(
     source=None, # folder of the labs' sources; None for the checkout's, False for no labs
 ): # -> dict: path, labs, files, bytes, notes
     "Pack everything a room without internet needs, the wheels of other packages excepted."
-    from finetune_nb.classroom.lab import check_lab, pick_labs
+    from finetune_nb.classroom.lab import pick_labs
     s, out = settings(settings_file), Path(out).expanduser()
     _may_write(out)
     picked = [] if source is False else pick_labs(labs if labs is not None else s.labs, source or None)
+    if picked: from finetune_nb.classroom.copies import check_lab
     for lab in picked:
         if faults := check_lab(lab.path): raise FinetuneError(f"{faults[0]}{f' (and {len(faults) - 1} more faults)' if len(faults) > 1 else ''}. Mend the lab before it is handed out")
     notebooks = [] if tutorials is False else _tutorials(tutorials)
     extras, notes = extras_here(), []
     if lacking := [e for e in ("text", "lora", "rag") if e not in extras]: notes.append(f"extras {', '.join(lacking)} are not whole on this machine, so wheels.txt lacks them; labs on texts and retrieval need them")
     if (gone := needed(extras)[1]): raise FinetuneError(f"packages that the kit needs are missing here: {', '.join(gone)}. Install the kit again")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as e: raise FileError(f"cannot write {out}: {e.strerror}. Choose a folder you may write to") from None
-    try:
-        (new := work/(out.name.removesuffix(".zip") or "bundle")).mkdir()
+    with (_zipped if out.suffix.lower() == ".zip" else atomic_folder)(out) as new:
         wheel = kit_wheel(new/"kit").name
         write_text(new/"wheels.txt", wheels_text(extras, wheel))
         for lab in picked: _put_lab(lab, new/"labs"/lab.id)
@@ -69,16 +66,17 @@ def bundle_class(
         files = {p.relative_to(new).as_posix(): dict(sha256=sha256(p), bytes=p.stat().st_size) for p in sorted(new.rglob("*")) if p.is_file()}
         write_json(new/"manifest.json", dict(kind=_KIND, version=finetune_nb.__version__, made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), python=sys.version.split()[0], extras=extras, labs=[l.id for l in picked], files=files))
         settings(new/"settings.ini")  # what goes out must be readable
-        if out.suffix.lower() == ".zip":
-            with atomic_path(out) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as z:
-                for p in sorted(new.rglob("*")):
-                    if p.is_file(): z.write(p, f"{new.name}/{p.relative_to(new).as_posix()}")
-        else:
-            if out.exists(): out.rename(work/"old")
-            new.rename(out)
-    except OSError as e: raise FileError(f"cannot write {out}: {e.strerror or e}") from None
-    finally: shutil.rmtree(work, ignore_errors=True)
     return dict(path=out, labs=[l.id for l in picked], files=len(files) + 1, bytes=sum(f["bytes"] for f in files.values()), notes=notes)
+
+@contextmanager
+def _zipped(out):
+    "Like `atomic_folder`, for a zip file that holds the folder."
+    with tempfile.TemporaryDirectory() as work:
+        (new := Path(work)/out.stem).mkdir()
+        yield new
+        with atomic_path(out) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as z:
+            for p in sorted(new.rglob("*")):
+                if p.is_file(): z.write(p, f"{new.name}/{p.relative_to(new).as_posix()}")
 
 def _may_write(out):
     "An older bundle in which nobody has worked may be replaced, anything else not."
@@ -101,7 +99,8 @@ def _tutorials(folder):
 
 def _put_lab(lab, folder):
     import nbformat
-    from finetune_nb.classroom.lab import read_notebook, student_copy
+    from finetune_nb.classroom.copies import student_copy
+    from finetune_nb.classroom.lab import read_notebook
     nb = student_copy(read_notebook(lab.path))
     for c in nb.cells:
         if c.cell_type == "code": c.outputs, c.execution_count = [], None

@@ -6,13 +6,12 @@
 __all__ = ['DESK', 'StudentError', 'Remote', 'RemoteCall', 'Line', 'raised', 'probe', 'Names', 'run_check', 'hidden_lines',
            'reported', 'main', 'Desk', 'modules_of']
 
-# %% ../../nbs/api/80e_desk.ipynb #b5ac4dfb
+# %% ../../nbs/api/80e_desk.ipynb #24430cfd
 import ast, atexit, builtins, importlib, inspect, io, json, linecache, os, resource, signal, socket, subprocess, sys, textwrap, threading, time, traceback
 from pathlib import Path
 
 import finetune_nb
 from ..core import errors
-from ..core.errors import FinetuneError
 from .wire import BadMessage, CannotCross, Frames, pack, recv_frame, send_frame, unpack
 
 # %% ../../nbs/api/80e_desk.ipynb #86363ea9

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MOST_BYTES', 'MOST_CELLS', 'MOST_SOURCE', 'MOST_PICTURE', 'read_hand_in', 'is_picture', 'slim', 'restore', 'harmless']
 
-# %% ../../nbs/api/81a_hand_in.ipynb #b1caf3ff
+# %% ../../nbs/api/81a_hand_in.ipynb #1c0fbb19
 import base64, copy, json, re
 
 from ..core.errors import FileError
-from .lab import grade_id, kind, points
+from .lab import grade_id, kind
 
 # %% ../../nbs/api/81a_hand_in.ipynb #d5bc1427
 MOST_BYTES, MOST_CELLS, MOST_SOURCE, MOST_PICTURE = 200_000_000, 2000, 500_000, 5_000_000

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IsolationError', 'Limits', 'Isolated', 'isolate', 'Done', 'run_isolated', 'can_isolate']
 
-# %% ../../nbs/api/80a_isolate.ipynb #2b1b2a11
-import itertools, json, math, os, platform, site, socket, subprocess, sys, tempfile, time
+# %% ../../nbs/api/80a_isolate.ipynb #6523bee5
+import itertools, json, math, os, platform, socket, subprocess, sys, tempfile, time
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +36,7 @@ class Limits:
         for name, least in (("disk_mb", 1), ("processes", 4), ("message_mb", 1), ("output_kb", 1), ("cores", 1)):
             if getattr(self, name) != int(getattr(self, name)) or getattr(self, name) < least: raise IsolationError(f"limit {name} must be a whole number of at least {least}, not {getattr(self, name)!r}")
 
-# %% ../../nbs/api/80a_isolate.ipynb #f1f31e87
+# %% ../../nbs/api/80a_isolate.ipynb #94260208
 _PYTHON_PARTS = ("bin", "lib", "lib32", "lib64", "libexec", "share", "include", "etc", "pyvenv.cfg")
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/fonts", "/etc/localtime", "/etc/mime.types")
 _PACKAGE = Path(finetune_nb.__file__).resolve().parent
@@ -61,7 +61,7 @@ def _views(readable):
     hide = {q.parent for p in copies for q in p.rglob("*.ipynb")}
     return [(s, p) for p, s in show.items()], links, sorted(str(h) for h in hide if not hide & set(h.parents))
 
-_ETC = {"passwd": f"student:x:1000:1000::/student:/bin/sh\nroot:x:0:0::/:/bin/false\n", "group": "student:x:1000:\nroot:x:0:\n", "hosts": "127.0.0.1 localhost room\n", "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n"}
+_ETC = {"passwd": "student:x:1000:1000::/student:/bin/sh\nroot:x:0:0::/:/bin/false\n", "group": "student:x:1000:\nroot:x:0:\n", "hosts": "127.0.0.1 localhost room\n", "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n"}
 
 def _environment(home, cores, env):
     "All that the command gets to know: nothing of the environment it was started from."

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['release', 'source_hash']
 
-# %% ../../nbs/api/82_release.ipynb #2064269a
+# %% ../../nbs/api/82_release.ipynb #7fae5219
 import shutil
 from datetime import datetime, timezone
-from pathlib import Path
 
 from ..core.errors import FinetuneError
-from ..core.files import content_hash, read_json, sha256, write_text
+from ..core.files import content_hash, sha256, write_text
 from .course import begin_class, class_settings, converter, one_at_a_time, released, remember, run_converter, student_ini
-from .lab import check_lab, need_nbgrader, pick_labs
+from .copies import check_lab
+from .lab import pick_labs
 
-# %% ../../nbs/api/82_release.ipynb #c56d76c3
+# %% ../../nbs/api/82_release.ipynb #a44a94bb
 def release(
     class_dir, # folder of the class; made if need be
     labs=None, # "all", numbers as in "1,2", or a list of numbers; None for what [class] labs says
@@ -24,7 +24,6 @@ def release(
     force=False, # release again what has changed since?
 ): # -> list of dict(lab, id, title, questions, points, status, folder)
     "Make the students' copies of labs, and record their questions in the gradebook. Everything is checked before anything is written."
-    need_nbgrader()
     if labs is not None: pick_labs(labs, folder)
     class_dir = begin_class(class_dir, settings_file, force)
     chosen, known = pick_labs(class_settings(class_dir).labs if labs is None else labs, folder), released(class_dir)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['KINDS', 'TEMPLATES', 'FEWEST', 'template', 'filled', 'check_data', 'new_project', 'project_ini']
 
-# %% ../../nbs/api/86_project.ipynb #4363798b
-import re, shutil, tempfile
+# %% ../../nbs/api/86_project.ipynb #51bfd43b
+import re, tempfile
 from pathlib import Path
 
 import finetune_nb
 from ..core.errors import FileError, FinetuneError, TaskError, unknown_name
-from ..core.files import read_json, write_json, write_text
+from ..core.files import atomic_folder, read_json, write_json, write_text
 from ..core.settings import default_ini, settings
 from .prepare import PICTURES, SPLIT_OF, class_files, fits, look_at, texts_from
 
@@ -127,7 +127,7 @@ def _check_documents(path, questions, text, label):
     else: lines = [f"{len(made_questions(passages)[1])} questions made from the documents themselves; your own tell more (see README.md)"]
     return dict(DATA=str(path.resolve()), QUESTIONS=None if questions is None else str(Path(questions).expanduser().resolve())), [f"{len(passages):,} passages, {sum(len(p.text.split()) for p in passages):,} words", *lines], {}
 
-# %% ../../nbs/api/86_project.ipynb #361108a2
+# %% ../../nbs/api/86_project.ipynb #05639132
 def new_project(
     folder, # to be made: not there yet, or empty
     kind, # image, text or rag
@@ -152,18 +152,9 @@ def new_project(
     values |= {} if model is None else dict(MODEL=_placed(model))
     values |= {} if weights is None else dict(WEIGHTS=str(Path(weights).expanduser().resolve()))
     nb = filled(template(kind), folder.resolve().name, dict(values, NAME=folder.resolve().name, OUT="."))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as e: raise FileError(f"cannot write {folder}: {e.strerror}. Choose a folder you may write to") from None
-    try:
-        (new := work/"new").mkdir()
+    with atomic_folder(folder) as new:
         write_json(new/"project.ipynb", nb)
         for name, content in dict(files, **{"settings.ini": project_ini(s, profile), "README.md": _readme(folder.resolve().name, kind, lines), "run.py": _RUN}).items(): write_text(new/name, content)
-        if folder.exists(): folder.rmdir()
-        new.rename(folder)
-    except OSError as e: raise FileError(f"cannot write {folder}: {e.strerror or e}") from None
-    finally: shutil.rmtree(work, ignore_errors=True)
     return dict(folder=folder, notebook=folder/"project.ipynb", found=lines)
 
 def _placed(model): return str(p.resolve()) if (p := Path(model).expanduser()).is_dir() else str(model)

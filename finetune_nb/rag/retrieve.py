@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HOWS', 'FUSION', 'POOL', 'Hit', 'fuse', 'Retriever', 'at_recall', 'growth', 'plot_growth']
 
-# %% ../../nbs/api/47_retrieve.ipynb #1089ab1d
-import json, shutil, tempfile, time
+# %% ../../nbs/api/47_retrieve.ipynb #411979f1
+import json, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import FileError, ModelError, TaskError, unknown_name
-from ..core.files import read_json, sha256, write_json, write_text
+from ..core.files import atomic_folder, read_json, sha256, write_json, write_text
 from ..core.seeds import rng
 from .corpus import check_passages, chunk, gold_ids, import_rag, named
 from .index import LSA, BM25Index, DenseIndex, Words, best_rows, load_encoder, searched, unit
@@ -191,7 +191,7 @@ class Retriever:
         vectors = self.dense.vectors()[list(self._where.values())] if self.dense else None
         self._build(self.passages, vectors)
 
-# %% ../../nbs/api/47_retrieve.ipynb #f2bcf753
+# %% ../../nbs/api/47_retrieve.ipynb #a832ff46
 def _line(p):
     "A passage as a line of json; facts as lists of subject, kind, attribute, value."
     return json.dumps(None if p is None else [p.id, p.title, p.text, [[f.subject, f.kind, f.attribute, f.value] for f in p.facts if isinstance(f, Fact)]], ensure_ascii=False)
@@ -206,12 +206,7 @@ def save(
     "Keep the retriever in a folder. A function given as encoder or re-ranker is not kept."
     folder = Path(folder).expanduser()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _is_retriever(folder)): raise FileError(f"{folder} holds something else than a retriever; nothing was written. Choose another folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as e: raise FileError(f"cannot write {folder}: {e.strerror}. Choose a folder you may write to") from None
-    try:
-        (new := work/"new").mkdir()
+    with atomic_folder(folder) as new:
         write_text(new/"passages.jsonl", "\n".join(map(_line, self._rows)) + "\n")
         if self.sparse: self.sparse.main.save(new/"bm25", show_progress=False)
         if self.dense:
@@ -220,13 +215,6 @@ def save(
         about = {k: getattr(self, k) for k in _KEPT}
         write_json(new/"retriever.json", about | dict(format=_FORMAT, encoder=None if callable(self.encoder) else str(self.encoder), rerank=bool(self.rerank), main=self._main,
                                                       mean_length=self.sparse and self.sparse.mean_length, files={p.relative_to(new).as_posix(): sha256(p) for p in sorted(new.rglob("*")) if p.is_file()}))
-        if folder.exists(): folder.rename(work/"old")
-        try: new.rename(folder)
-        except OSError:
-            if (work/"old").exists(): (work/"old").rename(folder)
-            raise
-    except OSError as e: raise FileError(f"cannot write {folder}: {e.strerror or e}") from None
-    finally: shutil.rmtree(work, ignore_errors=True)
 
 def _is_retriever(folder):
     try: return isinstance(about := read_json(Path(folder)/"retriever.json"), dict) and "how" in about and "format" in about
