@@ -35,11 +35,12 @@ def signature(node, source, name, skip_self=False):
     "The signature as one writes a call; one parameter a line if it would be long."
     a, out, seen_star = node.args, [], False
     rows, _ = parameters(node, source, skip_self)
-    bare = {p.arg for p in a.kwonlyargs}
+    bare, alone = {p.arg for p in a.kwonlyargs}, a.posonlyargs[-1].arg if a.posonlyargs else None
     for n, d, _ in rows:
         if n.startswith("*"): seen_star = True
         elif n in bare and not seen_star: out.append("*"); seen_star = True
         out.append(n + ("=" + " ".join(d.split()) if d else ""))
+        if n == alone: out.append("/")
     return call(name, out)
 
 

@@ -21,6 +21,7 @@ from .text import create_text_model, load_tokenizer, text_ids
 def save_bundle(
     model, # a network of `load_pretrained` or `load_text_model`, or a learner that holds one
     folder, # where to; made if need be
+    /,
     classes=None, # class names; None takes them from the learner
     **notes, # anything JSON can hold, kept in config.json (recipe, accuracy, task, ...)
 ): # -> Path of the folder

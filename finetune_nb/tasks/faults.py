@@ -63,10 +63,10 @@ def near_pairs(
     n, names = x.shape[0], list(range(x.shape[0])) if names is None else names
     number = {k: i for i, k in enumerate(dict.fromkeys(names))}
     kind, ok = np.array([number[k] for k in names]), np.array([k is not None for k in names])
-    def alike(rows):
-        s = x[rows] @ x.T
+    def alike(rows, first=0):
+        s = x[rows] @ x[first:].T
         s = s if isinstance(s, np.ndarray) else s.toarray()
-        s[(kind[rows][:, None] == kind[None]) | ~ok[None] | ~ok[rows][:, None]] = -1
+        s[(kind[rows][:, None] == kind[None, first:]) | ~ok[None, first:] | ~ok[rows][:, None]] = -1
         return s
     if near is None:
         some = np.sort(rng(seed, "near").permutation(np.flatnonzero(ok))[:1000])
@@ -74,10 +74,10 @@ def near_pairs(
         near = float(1 - (1 - np.median(best))/9)  # distance squared is 2 - 2 cosine
     pairs, values, count = [], [], 0
     for i in range(0, n, block):
-        s = alike(np.arange(i, min(n, i + block)))
+        s = alike(np.arange(i, min(n, i + block)), i)
         a, b = np.nonzero(s >= near)
-        v, later = s[a, b], b > a + i
-        pairs.append(np.stack([a + i, b], 1)[later]); values.append(v[later]); count += later.sum()
+        v, later = s[a, b], b > a
+        pairs.append(np.stack([a + i, b + i], 1)[later]); values.append(v[later]); count += later.sum()
         if count > MOST_PAIRS: raise TaskError(f"near={near:.4g} calls more than {MOST_PAIRS:,} pairs alike: give a higher threshold, up to 1")
     return near, np.concatenate(pairs), np.concatenate(values)
 
