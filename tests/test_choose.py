@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune_nb.core.errors import FinetuneError
 from finetune_nb.core.files import content_hash, load_tensors, read_json, sha256
 from finetune_nb.models.architecture import compute_threads
 from finetune_nb.models.bundle import load_bundle, save_bundle
@@ -111,3 +112,16 @@ def test_a_model_without_its_old_classifier_has_no_leep(tmp_path):
     table = rank_models("digits", [str(tmp_path/"headless"), "zoo_resnet_short"], labels=3, quiet=True)
     assert np.isnan(table.leep["headless"]) and np.isfinite(table.leep["zoo_resnet_short"])
     assert table.logme["headless"] == pytest.approx(table.logme["zoo_resnet_short"])
+
+
+def test_a_bad_photo_is_refused_or_left_out(tmp_path, monkeypatch):
+    from PIL import Image
+    monkeypatch.setenv("FINETUNE_NB_CACHE", str(tmp_path/"cache"))
+    draw = np.random.default_rng(0)
+    for c in "ab":
+        (tmp_path/"photos"/c).mkdir(parents=True)
+        for i in range(12): Image.fromarray(draw.integers(0, 256, (32, 32), dtype=np.uint8)).save(tmp_path/"photos"/c/f"{i}.png")
+    (tmp_path/"photos"/"a"/"bad.png").write_text("no picture")
+    dials = dict(models=["zoo_resnet_few"], labels=3, scores=["logme"], quiet=True)
+    with pytest.raises(FinetuneError, match="bad.png"): rank_models(tmp_path/"photos", **dials)
+    assert list(rank_models(tmp_path/"photos", **dials, skip_bad=True).index) == ["zoo_resnet_few"]

@@ -147,6 +147,7 @@ def choose_study(
     rates=None, # learning rates that each model and recipe may try; None for the profile's
     scores=tuple(SCORES), # names of `SCORES`
     size=None, # side of the pictures; None for each model's own
+    skip_bad=False, # leave unreadable photos out instead of refusing?
     profile=None, # smoke, fast or full; None for the settings'
     bs=32, # batch size
     settings_file=None, # settings.ini; None to walk up
@@ -161,7 +162,7 @@ def choose_study(
     from finetune_nb.tuning.groups import layer_groups
     from finetune_nb.tuning.learner import pick_device
     s = settings(settings_file, seeds=seeds, profile=profile)
-    budget, loaded = s.budget, load_task(task, size)
+    budget, loaded = s.budget, load_task(task, size, skip_bad)
     models, chosen = check_candidates(models, scores), [find_recipe(r) for r in recipes]
     if len(models) < 4: raise FinetuneError(f"an order of {len(models)} models cannot be agreed with or not: name at least 4, better 8")
     steps, bs = budget_steps(len(loaded.budget(labels, 0)), budget, bs)
@@ -174,7 +175,7 @@ def choose_study(
     looks = [[scored_model(loaded, m, labels, seed, scores, size, s.offline, scores_folder(s)) for seed in draws] for m in progress(models, what="scoring", quiet=quiet)]
 
     def job(model, recipe, seed, splits):
-        place = dict(store=store, task=str(task), model=model, weights=None, skip_bad=False, offline=s.offline)
+        place = dict(store=store, task=str(task), model=model, weights=None, skip_bad=skip_bad, offline=s.offline)
         return run_config(loaded, recipe, labels, seed, steps, model, None, bs, size, device, splits, 0, budget.eval_limit), place
     tries = [(m, r, r.with_lr(lr)) for m in models for r in chosen for lr in ([r.lr] if r.lr else search_grid(r, rates or budget.rates))]
     found = do_runs([job(m, tried, SEARCH_SEED, ("valid",)) for m, _, tried in tries], train_run, s.workers, "choosing rates", quiet)

@@ -82,6 +82,7 @@ def rank_models(
     seed=0, # which ones
     scores=tuple(SCORES), # names of `SCORES`
     size=None, # side of the pictures; None for each model's own
+    skip_bad=False, # leave unreadable photos out instead of refusing?
     settings_file=None, # settings.ini; None to walk up
     quiet=False, # no progress bar
 ): # -> pandas DataFrame, the best by the mean of the ranks first
@@ -89,7 +90,7 @@ def rank_models(
     import pandas as pd
     from finetune_nb.core.progress import progress
     from finetune_nb.tasks.load import load_task
-    s, task = settings(settings_file), load_task(task)
+    s, task = settings(settings_file), load_task(task, skip_bad=skip_bad)
     models = check_candidates(models, scores)
     found = [scored_model(task, m, labels, seed, scores, size, s.offline, scores_folder(s)) for m in progress(models, what="looking", quiet=quiet)]
     table = pd.DataFrame([dict(model=r["model"], **r["scores"], parameters=r["parameters"], source_accuracy=r["source_accuracy"], seconds=sum(r["seconds"].values()))
