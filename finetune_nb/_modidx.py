@@ -1775,6 +1775,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'finetune_nb.recipes.flops._conv_backward': ( 'api/flops.html#_conv_backward',
                                                                                          'finetune_nb/recipes/flops.py'),
                                            'finetune_nb.recipes.flops._enter': ('api/flops.html#_enter', 'finetune_nb/recipes/flops.py'),
+                                           'finetune_nb.recipes.flops._hushed': ('api/flops.html#_hushed', 'finetune_nb/recipes/flops.py'),
                                            'finetune_nb.recipes.flops._one_step': ( 'api/flops.html#_one_step',
                                                                                     'finetune_nb/recipes/flops.py'),
                                            'finetune_nb.recipes.flops._prepare': ( 'api/flops.html#_prepare',

@@ -246,7 +246,7 @@ def _draw_costs(fig, questions, updates, tokens, s=None):
     a, b = base
     which = "retrieval is the cheaper one" if a < b else "fine-tuning is the cheaper one"
     until = "and fine-tuning never is" if even is None and a < b else f"and from {_number(even)} questions a day on fine-tuning is" if a < b else f"as it is from {_number(even)} questions a day on"
-    return f"At {questions:,g} questions a day and {updates:g} updates a month {which} ({a:.2g} against {b:.2g} a month), {until}; of new facts retrieval answers {100*exact['rag']:.0f} % rightly, fine-tuning with replay {100*exact['ft']:.0f} %."
+    return f"At {questions:,g} questions a day and {updates:g} updates a month {which} ({a:.3g} against {b:.3g} a month), {until}; of new facts retrieval answers {100*exact['rag']:.0f} % rightly, fine-tuning with replay {100*exact['ft']:.0f} %."
 
 # %% ../../nbs/api/79_figures.ipynb #1215e6de
 FIGURES = dict(layer_rates=layer_rates, unfreezing=unfreezing, label_budget=label_budget, search_and_answers=search_and_answers, rag_or_finetuning=rag_or_finetuning)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['count_flops', 'untouched', 'fit_flops', 'training_step', 'time_by_operator', 'fit_memory', 'peak_memory']
 
-# %% ../../nbs/api/44a_flops.ipynb #245dc97e
-import random
+# %% ../../nbs/api/44a_flops.ipynb #0584f173
+import os, random
 from contextlib import contextmanager
 from math import prod
 
@@ -138,7 +138,7 @@ def _add(parts, recipe):
     by = {k: sum(p["by_operator"].get(k, 0) for p in parts) for p in parts for k in p["by_operator"]}
     return _sum([x for p in parts for x in p["phases"]], sum(p["features"] for p in parts), by, any(p["cached"] for p in parts), recipe.name)
 
-# %% ../../nbs/api/44a_flops.ipynb #50aaecc7
+# %% ../../nbs/api/44a_flops.ipynb #15b1bc74
 @contextmanager
 def training_step(
     learn, # a learner of `pretrained_learner`, or any fastai Learner
@@ -160,6 +160,16 @@ def training_step(
 
 _COUNTED = ("conv", "::mm", "addmm", "bmm", "scaled_dot_product", "rnn", "lstm")
 
+@contextmanager
+def _hushed():
+    "torch's profiler writes notes of its own to the process's standard error."
+    try: kept = os.dup(2)
+    except OSError: yield; return
+    try:
+        with open(os.devnull, "w") as nowhere: os.dup2(nowhere.fileno(), 2)
+        yield
+    finally: os.dup2(kept, 2); os.close(kept)
+
 def time_by_operator(
     learn, # a learner
     recipe="full", # a Recipe or the name of one
@@ -169,7 +179,7 @@ def time_by_operator(
     import pandas as pd
     with training_step(learn, recipe) as step:
         step()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:
+        with _hushed(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:
             for _ in range(repeats): step()
     rows = [dict(operator=e.key.removeprefix("aten::"), ms=e.self_cpu_time_total/1000/repeats, counted=any(w in e.key for w in _COUNTED)) for e in prof.key_averages()]
     found = pd.DataFrame(rows).sort_values("ms", ascending=False, ignore_index=True)
@@ -193,7 +203,7 @@ def fit_memory(
         optimiser, share = 2*gradients + 4*len(live), sum(p.numel() for p in live)/numbers
     return dict(weights=weights/1e6, gradients=gradients/1e6, optimiser=optimiser/1e6, total=(weights + gradients + optimiser)/1e6, trainable=share)
 
-# %% ../../nbs/api/44a_flops.ipynb #6e7961d5
+# %% ../../nbs/api/44a_flops.ipynb #f47189aa
 def peak_memory(
     run, # function without arguments
     device="cpu", # or "cuda"
@@ -203,6 +213,6 @@ def peak_memory(
         torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated(); run(); torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - held)/1e6
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof: run()
+    with _hushed(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof: run()
     changes = sorted((e.start_ns(), i, e.nbytes()) for i, e in enumerate(prof.profiler.kineto_results.events()) if e.name() == "[memory]")
     return float(np.cumsum([0] + [b for *_, b in changes]).max())/1e6
