@@ -23,7 +23,7 @@ test: $(READY)  ## every notebook cell in the smoke profile, and the tests besid
 test-slow: $(READY)  ## tutorials and labs in the fast profile, slow cells and tests, and nbdev's own test run
 	$(BIN)/python scripts/run_times.py $(or $(KEEP),--check)
 	FINETUNE_NB_PROFILE=fast $(BIN)/python -m pytest -q --flags slow --cell-timeout 600 nbs/index.ipynb nbs/templates $$(grep -l '"#| slow' nbs/api/*.ipynb) tests
-	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2
+	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/api --n-workers 2
 
 test-browser: $(READY)  ## JupyterLab and the site in a real browser, which is installed if none is there
 	@$(BIN)/python scripts/browser.py

@@ -406,9 +406,8 @@ def test_the_formgrader_shows_a_hand_in(course):
 
 def test_nothing_to_isolate_with(course):
     "Where a machine cannot isolate, nothing is run and nothing recorded."
-    from finetune_nb.classroom import isolate
     from finetune_nb.classroom.grade import grade
-    with patch.object(isolate, "can_isolate", lambda: (False, "no walls here")), pytest.raises(FinetuneError, match="no walls here.*--no-isolation"):
+    with patch("finetune_nb.classroom.grade.can_isolate", lambda: (False, "no walls here")), pytest.raises(FinetuneError, match="no walls here.*--no-isolation"):
         grade(course.dir, students="bob", force=True)
 
 
