@@ -165,7 +165,7 @@ def default_ini():
         lines += [f"# {_HELP[k]}: {key.accepts}", f"{k} = {key.default}".rstrip()]
     return "\n".join(lines) + "\n"
 
-_HELP = {"profile": "size of every run", "seeds": "repetitions of each arm", "device": "where to compute", "workers": "processes at once (auto: one a core)",
+_HELP = {"profile": "size of every run (smoke is for tests: too small to show anything)", "seeds": "repetitions of each arm", "device": "where to compute", "workers": "processes at once (auto: one a core)",
          "offline": "use downloads? yes never asks the network", "cache": "finished runs and downloads", "reports": "tables, figures, report.html",
          "cpu_hour": "price of an hour on the CPU", "gpu_hour": "price of an hour on a GPU", "watts": "power drawn while computing, W",
          "kwh": "price of a kilowatt-hour", "co2_per_kwh": "kg of CO2 a kilowatt-hour", "name": "heading of reports, such as the name of the course",
