@@ -47,11 +47,17 @@ def execute(path, profile, cores, patience, outputs=False):
         return seconds, None if status == 0 else (said[-1] if said else f"exit status {status}")
 
 
+def write_notebook(path, nb): write_text(path, json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
 def keep_outputs(path, executed):
     "Put the executed notebook in the place of `path`, cleaned as nbdev cleans."
     from nbdev.clean import nbdev_clean
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere): nbdev_clean(executed)
-    write_text(path, executed.read_text(encoding="utf-8"))
+    nb = read_json(executed)
+    for c in nb["cells"]:
+        if c["cell_type"] == "code": c["outputs"] = [o for o in c["outputs"] if o.get("name") != "stderr"]  # warnings name places on this machine
+    write_notebook(path, nb)
 
 
 def heads(folder, times):
@@ -66,8 +72,7 @@ def heads(folder, times):
             text = "".join(c["source"])
             new = TABLE.sub(lambda m: table + "\n", text) if table and path.name.startswith("00_") else re.sub(r"^\| \*\*Time\*\* \| .*? \|$", f"| **Time** | {stated(seconds_of(times, path), entry['cores'] if entry else 2)} |", text, count=1, flags=re.M)
             if new.rstrip("\n") != text.rstrip("\n"): c["source"] = new.rstrip("\n").splitlines(True) if isinstance(c["source"], list) else new.rstrip("\n")
-        after = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        if json.loads(before) != json.loads(after): write_text(path, after); changed.append(path.name)
+        if json.loads(before) != nb: write_notebook(path, nb); changed.append(path.name)
     return changed
 
 

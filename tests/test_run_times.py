@@ -44,12 +44,13 @@ def test_times_are_written_and_stated(bench, tmp_path, capsys):
 
 
 def test_outputs_are_kept_on_request_and_a_check_writes_nothing(bench, tmp_path, capsys):
-    folder = tree(tmp_path, good="6*7")
+    folder = tree(tmp_path, good="import sys\nprint('a warning from /somewhere', file=sys.stderr)\n6*7")
     before = (folder/"01_good.ipynb").read_bytes()
     assert bench.main([str(folder/"01_good.ipynb"), "--cores", "1", "--check"], tmp_path) == 0
     assert (folder/"01_good.ipynb").read_bytes() == before and not (tmp_path/"nbs"/"run_times.json").exists()
     assert bench.main([str(folder/"01_good.ipynb"), "--cores", "1", "--outputs"], tmp_path) == 0
     cell = json.loads((folder/"01_good.ipynb").read_text())["cells"][2]
+    assert "a warning" not in json.dumps(cell["outputs"]), "warnings name places on the machine"
     assert "42" in json.dumps(cell["outputs"]) and cell["execution_count"] is None and cell["metadata"] == {} and "measured |" in (folder/"01_good.ipynb").read_text()
     assert bench.main(["--check", "--outputs"], tmp_path) == 2
 
