@@ -22,7 +22,7 @@ test: $(READY)  ## every notebook cell in the smoke profile, and the tests besid
 
 test-slow: $(READY)  ## tutorials and labs in the fast profile, slow cells and tests, and nbdev's own test run
 	$(BIN)/python scripts/run_times.py $(or $(KEEP),--check)
-	FINETUNE_NB_PROFILE=fast $(BIN)/python -m pytest -q --flags slow --cell-timeout 600 nbs/index.ipynb nbs/templates $$(grep -l '"#| slow' nbs/api/*.ipynb) tests
+	FINETUNE_NB_PROFILE=fast $(BIN)/python -m pytest -q --flags slow --cell-timeout 600 nbs/index.ipynb nbs/templates $$(grep -lr --include=*.ipynb '"#| slow' nbs/api) tests
 	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/api --n-workers 2
 
 test-browser: $(READY)  ## JupyterLab and the site in a real browser, which is installed if none is there
@@ -51,7 +51,6 @@ readme: $(READY)  ## make README.md from nbs/index.ipynb
 
 outputs: $(READY)  ## run every notebook and keep its outputs: the library's in smoke, tutorials and index in fast
 	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/api --save --n-workers 2
-	IN_TEST=1 $(SMOKE) OMP_NUM_THREADS=1 $(BIN)/nbdev-test nbs/pretraining --save
 	FINETUNE_NB_PROFILE=fast $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/index.ipynb nbs/claims.ipynb
 	$(BIN)/python scripts/run_times.py --outputs nbs/tutorials/*.ipynb
 	$(BIN)/nbdev-clean

@@ -7,7 +7,7 @@ BIN = Path(sys.executable).parent
 
 
 def state():
-    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("finetune_nb/**/*.py"), *ROOT.glob("finetune_nb/project/templates/*.ipynb")]
+    files = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("finetune_nb/**/*.py"), *ROOT.glob("finetune_nb/projects/templates/*.ipynb")]
     return {f: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if ".ipynb_checkpoints" not in f.parts}
 
 

@@ -14,10 +14,11 @@ from docs_links import check_links
 from docs_notebook import Page, lead, module_of, notebook_page, public_names, read, source_of, title_and_summary
 
 NBS, DOCS = ROOT/"nbs", ROOT/"docs"
-SECTIONS = {"tutorials": "Tutorials", "labs": "Labs", "howto": "How to", "api": "Library", "pretraining": "Pre-training"}
+SECTIONS = {"tutorials": "Tutorials", "labs": "Labs", "howto": "How to", "api": "Library"}
 HOWTO = ("photos", "texts", "documents", "hub_offline", "recipe", "study", "class", "offline_room", "cite")  # the order in the menu; others follow
-FLOORS = {"core": "Core", "tasks": "Tasks", "models": "Models", "tuning": "Tuning", "recipes": "Recipes", "rag": "Retrieval", "continual": "One task after another", "study": "Studies", "explain": "Understanding",
-          "claims": "Claims", "interactive": "Interactive figures", "classroom": "Classroom", "project": "Projects", "": "Front doors"}
+FLOORS = {"core": "Core", "sandbox": "Sandbox", "models": "Models", "worlds": "Made-up worlds", "data": "Data", "layers": "Layers", "training": "Training", "recipes": "Recipes", "retrieval": "Retrieval",
+          "experiments": "Experiments", "continual": "One task after another", "explain": "Understanding", "rag_vs_ft": "Retrieval or fine-tuning", "claims": "Claims", "pretraining": "Pre-training",
+          "grading": "Grading", "projects": "Projects", "widgets": "Widgets", "cli": "Command line", "": "Everything by name"}
 
 
 def sources():
@@ -25,15 +26,17 @@ def sources():
     out = {NBS/"index.ipynb": "index"}
     for part in SECTIONS:
         if part == "howto": out |= {f: f"howto/{f.stem}" for f in sorted((DOCS/"howto").glob("*.md"), key=lambda f: (HOWTO.index(f.stem) if f.stem in HOWTO else len(HOWTO), f.stem))}
-        else: out |= {f: f"{part}/{f.stem}" for f in sorted((NBS/part).glob("*.ipynb"))}
+        else:  # the library in the order of its floors, each folder in the order of its numbers
+            floor = lambda f: (list(FLOORS).index(f.relative_to(NBS/part).parts[0]) if len(f.relative_to(NBS/part).parts) > 1 and part == "api" else len(FLOORS), f)
+            out |= {f: f"{part}/{f.relative_to(NBS/part).with_suffix('').as_posix()}" for f in sorted((NBS/part).rglob("*.ipynb"), key=floor) if ".ipynb_checkpoints" not in f.parts}
         out[DOCS/f"{part}.md"] = f"{part}/index"
     return out | {NBS/"claims.ipynb": "claims"}
 
 
 def student_cells(path):
     "The cells of a lab as a student gets them: no solutions, no hidden tests."
-    from finetune_nb.classroom.copies import student_copy
-    from finetune_nb.classroom.lab import read_notebook
+    from finetune_nb.grading.versions import student_copy
+    from finetune_nb.grading.lab import read_notebook
     cells = student_copy(read_notebook(path))["cells"]
     left = [s for c in cells for s in ("BEGIN SOLUTION", "BEGIN HIDDEN TESTS") if s in source_of(c)]
     if left: raise DocsError(f"{path.relative_to(ROOT).as_posix()}: the student's copy still holds '{left[0]}'; it is not shown")
@@ -76,7 +79,7 @@ def prepare(folder, only=("*",)):
     told |= {s: (*title_and_summary([{"cell_type": "markdown", "source": s.read_text(encoding="utf-8")}]), None) for s in pages if s.suffix == ".md"}
     names, twice = {}, set()
     for s, c in cells.items():
-        for n in public_names(c) if s.parent == NBS/"api" else (): (twice.add if n in names else lambda n: None)(n); names[n] = f"{pages[s]}.html#{n}"
+        for n in public_names(c) if NBS/"api" in s.parents else (): (twice.add if n in names else lambda n: None)(n); names[n] = f"{pages[s]}.html#{n}"
     places = Places(pages, {n: p for n, p in names.items() if n not in twice})
     text, has = Text(places), lambda page: any(fnmatch.fnmatch(page, o) for o in only)
 
@@ -94,7 +97,7 @@ def prepare(folder, only=("*",)):
         if not has(page): continue
         if s.suffix == ".ipynb":
             shown = student_cells(s) if s.parent == NBS/"labs" else cells[s]
-            made = notebook_page(s, shown, text, page, api=s.parent == NBS/"api")
+            made = notebook_page(s, shown, text, page, api=NBS/"api" in s.parents)
             if page == "index": made = home(made, text)
             write(page, made)
         else:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from finetune_nb import __version__
 from finetune_nb.core.errors import FinetuneError
 from finetune_nb.core.files import read_json, write_json, write_text
-from finetune_nb.interactive.series import read_series, read_times, seconds_of, series_table, spoken, stated
+from finetune_nb.widgets.tutorial_index import read_series, read_times, seconds_of, series_table, spoken, stated
 
 TABLE = re.compile(r"^\| \| tutorial \|.*?(?=^(?!\|)|\Z)", re.M | re.S)
 

@@ -1,4 +1,4 @@
-"""Copy nbs/templates/*.ipynb, without what the cells showed, to finetune_nb/project/templates/, where an installed kit finds them.
+"""Copy nbs/templates/*.ipynb, without what the cells showed, to finetune_nb/projects/templates/, where an installed kit finds them.
 
 The notebooks in nbs/templates are the source; `make check` runs this.
 """
@@ -18,7 +18,7 @@ def bare(text):
 
 def main(root=ROOT):
     "Names of the copies that had to be changed."
-    source, target, changed = root/"nbs"/"templates", root/"finetune_nb"/"project"/"templates", []
+    source, target, changed = root/"nbs"/"templates", root/"finetune_nb"/"projects"/"templates", []
     target.mkdir(parents=True, exist_ok=True)
     wanted = {p.name: bare(p.read_text(encoding="utf-8")) for p in sorted(source.glob("*.ipynb"))}
     for name, text in wanted.items():
@@ -30,4 +30,4 @@ def main(root=ROOT):
 
 
 if __name__ == "__main__":
-    for name in main(): print(f"was out of step, changed now: finetune_nb/project/templates/{name}", file=sys.stderr)
+    for name in main(): print(f"was out of step, changed now: finetune_nb/projects/templates/{name}", file=sys.stderr)

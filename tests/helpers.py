@@ -23,12 +23,12 @@ def environment(tmp, **more):
 
 def cli(tmp, *args, limit=300, **env):
     "Run finetune-nb in a process of its own; returns the finished process."
-    return subprocess.run([sys.executable, "-m", "finetune_nb.cli", *map(str, args)], cwd=tmp, env=environment(tmp, **env), capture_output=True, text=True, timeout=limit)
+    return subprocess.run([sys.executable, "-m", "finetune_nb.cli.main", *map(str, args)], cwd=tmp, env=environment(tmp, **env), capture_output=True, text=True, timeout=limit)
 
 
 def refused(tmp, *args):
     "The one line that bad input gets: status 2, nothing on standard output. In this process, which has the libraries loaded already."
-    from finetune_nb.cli import main
+    from finetune_nb.cli.main import main
     out, err = io.StringIO(), io.StringIO()
     with chdir(tmp), patch.dict(os.environ, environment(tmp), clear=True), redirect_stdout(out), redirect_stderr(err): status = main([str(a) for a in args])
     assert status == 2 and out.getvalue() == "", (status, out.getvalue(), err.getvalue())

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from finetune_nb.recipes.fit import fit_recipe
-from finetune_nb.tasks.audit import audit
-from finetune_nb.tasks.changes import CHANGES, change_task, data_hash
-from finetune_nb.tasks.load import load_task
-from finetune_nb.tasks.task import SPLITS, ArrayImages, Task
-from finetune_nb.tasks.text import Texts, TextTask
+from finetune_nb.data.audit import audit
+from finetune_nb.data.corruptions import CHANGES, change_task, data_hash
+from finetune_nb.data.registry import load_task
+from finetune_nb.data.task import SPLITS, ArrayImages, Task
+from finetune_nb.data.text import Texts, TextTask
 from tests.helpers import ROOT
 
 DATA = ROOT.parent/"shared"/"data"
@@ -67,7 +67,7 @@ def test_classes_that_are_missing_or_tiny_are_no_obstacle():
 
 def test_changed_data_trains_like_any_other():
     from finetune_nb.recipes.library import recipe
-    from finetune_nb.tuning.learner import pretrained_learner
+    from finetune_nb.training.learner import pretrained_learner
     task = change_task(load_task("digits"), [{"subset": .2}, "shuffle_labels"])
     learn = pretrained_learner(task, "zoo_resnet_short", device="cpu")
     fit_recipe(learn, recipe("linear_probe", lr=1e-2), steps=4)

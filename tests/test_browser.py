@@ -35,15 +35,15 @@ def copy_for_smoke(path, folder):
 def write_lab(path):
     "A lab as students get it."
     import nbformat
-    from finetune_nb.classroom.copies import student_copy
-    from finetune_nb.classroom.lab import example_lab, read_notebook
+    from finetune_nb.grading.versions import student_copy
+    from finetune_nb.grading.lab import example_lab, read_notebook
     source = example_lab(path.parent)
     nbformat.write(student_copy(read_notebook(source)), path)
     source.unlink()
 
 
-DIALS = (("md", "# Dials"), ("code", "from finetune_nb.interactive.figures import layer_rates\nlayer_rates()"))
-MENU = (("md", "# A menu"), ("code", "from finetune_nb.interactive.figures import unfreezing\nunfreezing()"))
+DIALS = (("md", "# Dials"), ("code", "from finetune_nb.widgets.figures import layer_rates\nlayer_rates()"))
+MENU = (("md", "# A menu"), ("code", "from finetune_nb.widgets.figures import unfreezing\nunfreezing()"))
 
 
 # ---- no page: a picture ------------------------------------------------------------------------------------------------------------

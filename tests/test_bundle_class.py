@@ -3,7 +3,7 @@ import json, os, re, subprocess, sys, zipfile
 
 import pytest
 
-from finetune_nb.classroom.bundle import bundle_class, check_bundle
+from finetune_nb.grading.class_bundle import bundle_class, check_bundle
 from tests.helpers import ROOT, cli, environment, refused
 
 LABS = sorted((ROOT/"nbs"/"labs").glob("[0-9]*.ipynb"))
@@ -31,7 +31,7 @@ def installed(room, target):
 def student(room, tmp, *args, limit=300):
     "finetune-nb from the installed copy, in the bundle's folder."
     kit = installed(room, room.parent/"site")
-    return subprocess.run([sys.executable, "-c", "import sys; from finetune_nb.cli import main; import finetune_nb; assert 'site' in finetune_nb.__file__; sys.exit(main())", *map(str, args)], cwd=room,
+    return subprocess.run([sys.executable, "-c", "import sys; from finetune_nb.cli.main import main; import finetune_nb; assert 'site' in finetune_nb.__file__; sys.exit(main())", *map(str, args)], cwd=room,
                           env=environment(tmp, PYTHONPATH=str(kit)), capture_output=True, text=True, timeout=limit)
 
 

@@ -10,10 +10,10 @@ from finetune_nb.core.files import content_hash, load_tensors, read_json, sha256
 from finetune_nb.models.architecture import compute_threads
 from finetune_nb.models.bundle import load_bundle, save_bundle
 from finetune_nb.models.load import BUNDLED, bundled, load_pretrained
-from finetune_nb.models.scores import SCORES, transfer_score
+from finetune_nb.models.transferability import SCORES, transfer_score
 from finetune_nb.pretraining.zoo import ZOO, card, make
-from finetune_nb.study.rank import look, rank_models
-from finetune_nb.tasks.load import load_task
+from finetune_nb.experiments.presets.rank_models import look, rank_models
+from finetune_nb.data.registry import load_task
 from tests.helpers import environment
 
 
@@ -53,7 +53,7 @@ def test_the_zoo_command_goes_on_after_being_killed(tmp_path):
 
 def test_a_network_of_one_size_is_rebuilt_in_that_size(tmp_path):
     from finetune_nb.recipes.fit import fit_recipe
-    from finetune_nb.tuning.learner import evaluate, pretrained_learner
+    from finetune_nb.training.learner import evaluate, pretrained_learner
     task = load_task("digits")
     (tmp_path/"vit").mkdir()
     tiny = dict(architecture="vit_tiny_patch16_224", embed_dim=24, depth=2, num_heads=2)

@@ -12,8 +12,8 @@ pytest.importorskip("nbgrader")
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from finetune_nb.classroom.copies import check_lab, student_copy
-from finetune_nb.classroom.lab import grade_id, kind, mark, read_notebook
+from finetune_nb.grading.versions import check_lab, student_copy
+from finetune_nb.grading.lab import grade_id, kind, mark, read_notebook
 from finetune_nb.core.errors import FinetuneError
 from tests.helpers import ROOT
 
@@ -214,11 +214,11 @@ class Course:
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    from finetune_nb.classroom.collect import collect
-    from finetune_nb.classroom.course import gradebook
-    from finetune_nb.classroom.grade import grade
-    from finetune_nb.classroom.marks import report
-    from finetune_nb.classroom.release import release
+    from finetune_nb.grading.collect import collect
+    from finetune_nb.grading.course import gradebook
+    from finetune_nb.grading.grade import grade
+    from finetune_nb.grading.gradebook import report
+    from finetune_nb.grading.release import release
     c, folder = Course(), tmp_path_factory.mktemp("class")
     c.folder, c.dir, c.began = folder, folder/"course", time.monotonic()
     env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_NB_")} | dict(FINETUNE_NB_CACHE=str(folder/"cache"))
@@ -346,7 +346,7 @@ def test_report(course):
 
 
 def test_again_nothing_is_run(course):
-    from finetune_nb.classroom.grade import grade
+    from finetune_nb.grading.grade import grade
     with patch.dict(os.environ, dict(FINETUNE_NB_PROFILE="smoke")):
         os.environ.pop("FINETUNE_NB_WORKERS", None)
         began = time.monotonic()
@@ -357,9 +357,9 @@ def test_again_nothing_is_run(course):
 
 def test_a_later_hand_in_and_marks_by_hand(course):
     "A mark given by hand stays; a better hand-in counts; the earlier one is kept."
-    from finetune_nb.classroom.collect import collect
-    from finetune_nb.classroom.course import gradebook
-    from finetune_nb.classroom.grade import grade
+    from finetune_nb.grading.collect import collect
+    from finetune_nb.grading.course import gradebook
+    from finetune_nb.grading.grade import grade
     with gradebook(course.dir) as gb:
         g = gb.find_grade("memo", LAB, LAB, "ann")
         g.manual_score, g.needs_manual_grade = 1.5, False
@@ -406,21 +406,21 @@ def test_the_formgrader_shows_a_hand_in(course):
 
 def test_nothing_to_isolate_with(course):
     "Where a machine cannot isolate, nothing is run and nothing recorded."
-    from finetune_nb.classroom.grade import grade
-    with patch("finetune_nb.classroom.grade.can_isolate", lambda: (False, "no walls here")), pytest.raises(FinetuneError, match="no walls here.*--no-isolation"):
+    from finetune_nb.grading.grade import grade
+    with patch("finetune_nb.grading.grade.can_isolate", lambda: (False, "no walls here")), pytest.raises(FinetuneError, match="no walls here.*--no-isolation"):
         grade(course.dir, students="bob", force=True)
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------------------------
 def has_lab_command():
-    from finetune_nb.cli import _parser
+    from finetune_nb.cli.main import _parser
     return any("lab" in (a.choices or ()) for a in _parser()._actions)
 
 
 @pytest.mark.skipif(not has_lab_command(), reason="the command line has no `lab` yet")
 def test_command_line(tmp_path):
     "release, collect, grade and report, each a process of its own; one JSON object each."
-    from finetune_nb.classroom.lab import example_lab
+    from finetune_nb.grading.lab import example_lab
     from tests.helpers import cli
     example_lab(tmp_path/"labs", 1)
     def lab(*args):
@@ -446,7 +446,7 @@ def test_command_line(tmp_path):
     (("release",), "--class"), (("collect", "--class", "c", "x"), "is not the folder of a class"), (("grade", "--class", "c"), "is not the folder of a class"), (("report", "--class", "c"), "is not the folder of a class"),
     (("grad", "--class", "c"), "invalid choice"), (("release", "--class", "100%", "--source", "labs"), "nbgrader cannot work in a folder with %")])
 def test_command_line_refuses(tmp_path, args, words):
-    from finetune_nb.classroom.lab import example_lab
+    from finetune_nb.grading.lab import example_lab
     from tests.helpers import refused
     example_lab(tmp_path/"labs", 1)
     assert words in refused(tmp_path, "lab", *args)
@@ -454,7 +454,7 @@ def test_command_line_refuses(tmp_path, args, words):
 
 def test_without_nbgrader(tmp_path):
     "One line that names the extra."
-    from finetune_nb.classroom.release import release
+    from finetune_nb.grading.release import release
     with patch.dict(sys.modules, {"nbgrader": None, "nbgrader.preprocessors": None}), pytest.raises(FinetuneError, match=re.escape('pip install "finetune_nb[classroom]"')):
         release(tmp_path/"c")
 
@@ -470,10 +470,10 @@ def test_real_labs_are_sound(path): assert check_lab(path) == []
 @pytest.mark.skipif(not any(p.name.startswith("01_") for p in REAL), reason="lab 1 is not there yet")
 def test_thirty_hand_ins_of_lab_1(tmp_path):
     "Ten right, ten half done, five empty, five hostile, of the real lab on two cores: marks as known, in under fifteen minutes."
-    from finetune_nb.classroom.collect import collect
-    from finetune_nb.classroom.grade import grade
-    from finetune_nb.classroom.copies import solution_copy
-    from finetune_nb.classroom.release import release
+    from finetune_nb.grading.collect import collect
+    from finetune_nb.grading.grade import grade
+    from finetune_nb.grading.versions import solution_copy
+    from finetune_nb.grading.release import release
     env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_NB_")} | dict(FINETUNE_NB_CACHE=str(tmp_path/"cache"))
     with patch.dict(os.environ, env, clear=True):
         began = time.monotonic()

@@ -127,7 +127,7 @@ def test_photos_from_command_to_report(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupt_is_130_and_keeps_what_is_done(tmp_path):
-    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli", "compare", "digits", "--profile", "fast", "--labels", "1", "--recipes", "full", "--seeds", "30"], cwd=tmp_path,
+    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", "compare", "digits", "--profile", "fast", "--labels", "1", "--recipes", "full", "--seeds", "30"], cwd=tmp_path,
                          env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for _ in range(600):
         if list((tmp_path/"cache").glob("runs/*/run.json")): break

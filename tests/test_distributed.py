@@ -11,9 +11,9 @@ import hashlib, json, sys
 import torch
 torch.set_num_threads(1)
 from finetune_nb.recipes.fit import fit_recipe
-from finetune_nb.tasks.load import load_task
-from finetune_nb.tuning.distributed import join, on_all_devices
-from finetune_nb.tuning.learner import evaluate, pretrained_learner
+from finetune_nb.data.registry import load_task
+from finetune_nb.training.distributed import join, on_all_devices
+from finetune_nb.training.learner import evaluate, pretrained_learner
 
 here, out, task = join(cpu=True), {}, load_task("digits")
 for name, model, seed in CASES:
@@ -33,7 +33,7 @@ CASES = [("gradual", "zoo_vit", 0), ("lora", "zoo_resnet_long", 0), ("linear_pro
 @pytest.mark.slow
 def test_two_processes_end_where_one_does(tmp_path):
     import torch
-    from finetune_nb.tuning.distributed import launch
+    from finetune_nb.training.distributed import launch
     script = tmp_path/"train.py"
     script.write_text(SCRIPT.replace("CASES", repr(CASES)))
     env = environment(tmp_path)
@@ -61,12 +61,12 @@ def test_two_processes_end_where_one_does(tmp_path):
 @pytest.mark.slow
 def test_processes_that_differ_are_stopped(tmp_path):
     from finetune_nb.core.errors import FinetuneError
-    from finetune_nb.tuning.distributed import launch
+    from finetune_nb.training.distributed import launch
     script = tmp_path/"train.py"
     script.write_text("""
-from finetune_nb.tasks.load import load_task
-from finetune_nb.tuning.distributed import join, on_all_devices
-from finetune_nb.tuning.learner import pretrained_learner
+from finetune_nb.data.registry import load_task
+from finetune_nb.training.distributed import join, on_all_devices
+from finetune_nb.training.learner import pretrained_learner
 here = join(cpu=True)
 learn = pretrained_learner(load_task("digits"), "zoo_resnet_long", labels=4 + here.rank, bs=16, device="cpu")
 with on_all_devices(learn, here), learn.no_bar(), learn.no_logging(): learn.fit(1)

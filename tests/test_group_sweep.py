@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest, torch
 
-from finetune_nb.tuning.groups import OrderWarning, is_norm, layer_groups
-from finetune_nb.tuning.order import example_inputs
+from finetune_nb.layers.groups import OrderWarning, is_norm, layer_groups
+from finetune_nb.layers.execution_order import example_inputs
 
 # Families of timm for which the groups are known to fall short, with the reason. A new failure and a mended one both fail the sweep.
 KNOWN = {}
@@ -244,7 +244,7 @@ def test_grouping_changes_no_number():
 
 def test_second_call_traces_no_more(monkeypatch):
     import timm
-    from finetune_nb.tuning import order
+    from finetune_nb.layers import execution_order as order
     model = timm.create_model("test_vit", num_classes=7)
     first = [g.name for g in layer_groups(model, "block")]
     monkeypatch.setattr(order, "trace", lambda *a, **k: pytest.fail("traced again"))

@@ -4,7 +4,7 @@ import json, os, signal, subprocess, sys, time
 import pytest
 from PIL import Image, ImageDraw
 
-from finetune_nb.project.new import KINDS, TEMPLATES, new_project
+from finetune_nb.projects.new import KINDS, TEMPLATES, new_project
 from tests.helpers import ROOT, cli, environment, refused, script
 
 DATA = ROOT.parent/"shared"/"data"
@@ -67,7 +67,7 @@ def test_from_data_to_report(tmp_path, kind):
     html = sound(project, "To take away", *dict(image=["The data", "The network", "The recipes", "The classifier"], text=["The data", "The model", "The recipes", "The classifier"], rag=["Documents and questions", "Searching", "Retrieval or fine-tuning?"])[kind])
     assert "<title>mine: " in html
     if kind == "rag":
-        from finetune_nb.rag.retrieve import Retriever
+        from finetune_nb.retrieval.retriever import Retriever
         assert Retriever.load(project/"index").search(["Which lamp is at harbour 7?"], 1)[0][0].passage.id.startswith("lamp_")
         assert (project/"made"/"questions.csv").read_text().count("\n") > 12
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_nb.interactive.series import ROWS, read_series, read_times, read_tutorial, seconds_of, series_table, stated
+from finetune_nb.widgets.tutorial_index import ROWS, read_series, read_times, read_tutorial, seconds_of, series_table, stated
 from tests.helpers import ROOT
 
 TUTORIALS = [p for p in sorted((ROOT/"nbs"/"tutorials").glob("*.ipynb")) if not p.name.startswith("00_")]

@@ -23,9 +23,9 @@ def test_imagenet_weights_on_sign_digits(tmp_path):
 
 def test_search_finds_the_paragraphs_of_real_questions():
     "XQuAD's English part: whole paragraphs, each question has one."
-    from finetune_nb.rag.metrics import retrieval_table
-    from finetune_nb.rag.retrieve import Retriever
-    from finetune_nb.tasks.world import Passage
+    from finetune_nb.retrieval.metrics import retrieval_table
+    from finetune_nb.retrieval.retriever import Retriever
+    from finetune_nb.worlds.world import Passage
     given = json.loads((DATA/"xquad_squad"/"xquad.en.json").read_text())["data"]
     paragraphs = [p for article in given for p in article["paragraphs"]]
     passages = [Passage(str(i), "", p["context"]) for i, p in enumerate(paragraphs)]

@@ -15,8 +15,8 @@ from finetune_nb.models.architecture import create_model
 from finetune_nb.recipes.fit import fit_recipe
 from finetune_nb.recipes.library import RECIPES, recipe
 from finetune_nb.recipes.plan import expand_phases
-from finetune_nb.tuning.groups import is_norm, layer_groups
-from finetune_nb.tuning.learner import adamw
+from finetune_nb.layers.groups import is_norm, layer_groups
+from finetune_nb.training.learner import adamw
 
 SUMS = ["surgical", "best_of(linear_probe, full)", "gradual + l2_sp", "ulmfit + bitfit", "gradual + lora + wise_ft"]
 

@@ -25,7 +25,7 @@ def test_killed_half_way_and_started_again(tmp_path):
     (tmp_path/"whole").mkdir(); (tmp_path/"cut").mkdir()
     expected = summary(tmp_path/"whole")
     total = len(done_runs(tmp_path/"whole"))
-    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli", *map(str, SMALL), "--out", str(tmp_path/"cut"/"out")], cwd=tmp_path,
+    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", *map(str, SMALL), "--out", str(tmp_path/"cut"/"out")], cwd=tmp_path,
                          env=environment(tmp_path/"cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while p.poll() is None and len(done_runs(tmp_path/"cut")) < total // 2: time.sleep(.01)
     os.killpg(p.pid, signal.SIGKILL); p.wait()
@@ -40,7 +40,7 @@ def test_killed_half_way_and_started_again(tmp_path):
 
 def test_two_at_once_do_every_run_once(tmp_path):
     # Each run appends its name to a log when it trains; two processes share one store.
-    code = ("import sys, finetune_nb.study.compare as c; from finetune_nb.core.files import content_hash\n"
+    code = ("import sys, finetune_nb.experiments.presets.compare as c; from finetune_nb.core.files import content_hash\n"
             "train = c.train_run\n"
             "def logged(config, *more):\n    open(sys.argv[1], 'a').write(content_hash(config) + '\\n'); return train(config, *more)\n"
             "c.train_run = logged\n"

@@ -5,8 +5,8 @@ from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from finetune_nb.classroom.isolate import IsolationError, Limits, can_isolate, isolate, run_isolated
-from finetune_nb.classroom.room import run_submission
+from finetune_nb.sandbox.isolation import IsolationError, Limits, can_isolate, isolate, run_isolated
+from finetune_nb.sandbox.session import run_submission
 
 OK, WHY = can_isolate()
 pytestmark = pytest.mark.skipif(not OK, reason=f"this machine cannot isolate: {WHY}")
@@ -111,7 +111,7 @@ def test_a_check_changes_nothing_for_later_cells():
 def test_probes_take_what_cannot_travel():
     student = "class Counter:\n    def __init__(self, start): self.n = start\n    def up(self): self.n += 1\nmine = Counter(10)"
     check = """
-        from finetune_nb.classroom.room import probe
+        from finetune_nb.sandbox.session import probe
         @probe
         def raise_by(kind, start, times):
             c = kind(start)
@@ -220,7 +220,7 @@ def test_patched_builtins_and_modules_have_no_effect_on_checks():
             globals()[name] = yes
         math.isclose = math.fabs = yes
         builtins.AssertionError = type("Quiet", (Exception,), {})
-        import finetune_nb.classroom.room as room, finetune_nb.classroom.desk as desk
+        import finetune_nb.sandbox.session as room, finetune_nb.sandbox.check_worker as desk
         desk.run_check = desk.probe = room.probe = room.run_submission = yes
     """
     wrong = dict(double="def double(x): return 0", mean="def mean(xs): return 0", last="best = {'name': 'a', 'score': 1}")
@@ -241,7 +241,7 @@ def test_given_functions_cannot_be_replaced():
 def test_forged_answers_on_the_line_fail():
     forge = """
         import os, socket, struct, threading
-        from finetune_nb.classroom.wire import pack
+        from finetune_nb.sandbox.protocol import pack
         body = pack(dict(value=8, error=None, ok=True))
         for fd in range(3, 40):
             for ticket in (bytes(8), b"the desk"):
@@ -349,7 +349,7 @@ def test_the_source_of_a_hidden_check_never_gets_there():
     """
     nb = lab(double=spy, last=RIGHT["last"] + "\nimport os\nprint(os.path.exists('found.txt'))")
     nb.cells.insert(4, cell("def leak(): return open('found.txt').read()"))
-    nb.cells[5].source = "from finetune_nb.classroom.room import probe\n@probe\ndef hidden_probe_name(f): return f(1)\nassert double(2) == 4\nassert 'LEAK' not in leak() and 'nothing' in leak()\nassert hidden_probe_name(double) == 2"
+    nb.cells[5].source = "from finetune_nb.sandbox.session import probe\n@probe\ndef hidden_probe_name(f): return f(1)\nassert double(2) == 4\nassert 'LEAK' not in leak() and 'nothing' in leak()\nassert hidden_probe_name(double) == 2"
     points, nb, _ = graded(nb)
     assert points == 7 and "False" in nb.cells[8].outputs[0].text and "hidden_probe_name" not in shown(nb)
 
@@ -466,7 +466,7 @@ def test_nothing_is_left_running():
 
 
 def test_a_grader_that_is_killed_takes_the_room_along(tmp_path):
-    code = f"import sys\nfrom finetune_nb.classroom.isolate import *\nbox = isolate(['/bin/sleep', '{32000 + os.getpid() % 1000}.5'])\nprint('up', flush=True)\nimport time; time.sleep(60)"
+    code = f"import sys\nfrom finetune_nb.sandbox.isolation import *\nbox = isolate(['/bin/sleep', '{32000 + os.getpid() % 1000}.5'])\nprint('up', flush=True)\nimport time; time.sleep(60)"
     grader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert grader.stdout.readline() == b"up\n"
     def there(): return any(f"{32000 + os.getpid() % 1000}.5".encode() in (p/"cmdline").read_bytes() for p in Path("/proc").glob("[0-9]*") if (p/"cmdline").exists() and p.name != str(grader.pid))
@@ -483,7 +483,7 @@ def test_a_grader_that_is_killed_takes_the_room_along(tmp_path):
 
 
 def test_refused_where_it_is_impossible(monkeypatch):
-    from finetune_nb.classroom import isolate as module
+    from finetune_nb.sandbox import isolation as module
     monkeypatch.setattr(module, "can_isolate", lambda: (False, "user namespaces are not allowed here"))
     with pytest.raises(IsolationError, match=r"cannot be kept apart on this machine: user namespaces are not allowed here. --no-isolation \(unsafe=True\) goes on"): run_submission(lab(), QUICK)
     points, _, log = graded(lab(), unsafe=True)
@@ -503,7 +503,7 @@ def test_an_ordinary_user_can_isolate_too():
     python = next((p for p in ("/usr/bin/python3",) if Path(p).exists() and subprocess.run([p, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]).returncode == 0), None)
     checkout = Path(__file__).resolve().parents[1]
     if python is None or subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "test", "-r", checkout/"finetune_nb"/"__init__.py"]).returncode: pytest.skip("nobody can read the checkout, or there is no Python that nobody can run")
-    code = "from finetune_nb.classroom.isolate import *; print(can_isolate()); d = run_isolated(['/bin/sh', '-c', 'id -u; kill -9 1; echo done'], Limits(seconds=5)); print(d.code, d.out.split())"
+    code = "from finetune_nb.sandbox.isolation import *; print(can_isolate()); d = run_isolated(['/bin/sh', '-c', 'id -u; kill -9 1; echo done'], Limits(seconds=5)); print(d.code, d.out.split())"
     done = subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", f"PYTHONPATH={checkout}", python, "-B", "-c", code], capture_output=True, text=True, cwd="/")
     first, second = done.stdout.splitlines()
     assert first.startswith("(True") and second == "0 ['1000', 'done']", done

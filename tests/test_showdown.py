@@ -37,7 +37,7 @@ def test_json_is_one_object_with_arms_and_files(whole):
 def test_a_killed_showdown_goes_on(tmp_path, whole):
     "No finished run is done again, and the figures are those of a run in one go."
     whole = json.loads(whole[1].stdout)
-    args = [sys.executable, "-m", "finetune_nb.cli", *SMALL, "--json"]
+    args = [sys.executable, "-m", "finetune_nb.cli.main", *SMALL, "--json"]
     runs, env = tmp_path/"cache"/"runs", environment(tmp_path)
     first = subprocess.Popen(args, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.time() + 200

@@ -38,7 +38,7 @@ def expected(tmp_path_factory):
 
 
 def test_two_programs_share_a_study(tmp_path, expected):
-    both = [subprocess.Popen([sys.executable, "-m", "finetune_nb.cli", *command(tmp_path, "--out", f"out{i}")], cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for i in range(2)]
+    both = [subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", *command(tmp_path, "--out", f"out{i}")], cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for i in range(2)]
     assert [(p.communicate(timeout=200)[1], p.returncode)[1] for p in both] == [0, 0]
     assert attempts(tmp_path) == [1]*RUNS, "no run twice, none lost"
     assert table(tmp_path/"out0") == table(tmp_path/"out1") == expected
@@ -56,7 +56,7 @@ def children(pid):
 
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the workers in /proc")
 def test_a_killed_worker_costs_its_run_alone(tmp_path, expected):
-    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli", *command(tmp_path, "--out", "out")], cwd=tmp_path, env=environment(tmp_path, FINETUNE_NB_WORKERS="2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", *command(tmp_path, "--out", "out")], cwd=tmp_path, env=environment(tmp_path, FINETUNE_NB_WORKERS="2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     store, killed = tmp_path/"cache"/"runs", None
     while p.poll() is None and killed is None:
         # A worker in the middle of a run: its number stands in the run's list of attempts.

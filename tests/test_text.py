@@ -10,8 +10,8 @@ transformers = pytest.importorskip("transformers")
 from finetune_nb.core.errors import ModelError
 from finetune_nb.models.text import load_text_model
 from finetune_nb.recipes.fit import fit_recipe
-from finetune_nb.tasks.text import Texts, TextTask, pad_rows
-from finetune_nb.tuning.learner import evaluate, pretrained_learner
+from finetune_nb.data.text import Texts, TextTask, pad_rows
+from finetune_nb.training.learner import evaluate, pretrained_learner
 from tests.helpers import hub as serve, with_hub
 
 KINDS = ("bert", "gpt2", "llama")
