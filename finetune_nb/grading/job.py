@@ -61,7 +61,7 @@ def in_room(
     began, nb, token = time.monotonic(), nbformat.reads(text, as_version=4), secrets.token_hex(16)
     for c in nb.cells:
         if kind(c) == "test": c.source += f'\nprint("{token}")'
-    try: ran, notes = run_submission(nb, Limits(**limits), files, settings_env=env, unsafe=unsafe)
+    try: ran, notes = run_submission(nb, Limits(**limits), files=files, settings_env=env, unsafe=unsafe)
     except Exception as e: return dict(failed=f"it could not be run ({type(e).__name__}: {str(e)[:200]})", seconds=time.monotonic() - began)
     cells = []
     for c in ran.cells:
