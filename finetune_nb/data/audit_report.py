@@ -7,7 +7,7 @@ __all__ = ['audit_conclusions', 'save_audit']
 
 # %% ../../nbs/api/data/07_audit_report.ipynb #1ae9ec3e
 from ..core.files import writable_folder, write_json, write_text
-from ..core.html import html_facts, html_list, html_picture, html_table, save_figures, write_page
+from ..core.html import Markup, html_facts, html_list, html_picture, html_table, save_figures, write_page
 from .task import SPLITS
 
 # %% ../../nbs/api/data/07_audit_report.ipynb #528e7688
@@ -54,4 +54,4 @@ def _write(path, found, shown, dropped):
 95 % point of the same with the splits' names shuffled inside each class; p: how often shuffled names do as well. labels_p: chi-squared test of the class counts; labels_distance: half the sum of the differences of the classes' shares.</p>"""]
     seen = "Texts that say the same in other words or another language" if found.task.modality == "text" else "Copies that were moved, cropped, turned or mirrored"
     body += [f"<h2>What an audit cannot see</h2><p>{seen} are not noticed. A suspected label is a suspicion: the judge errs too, and a hard item looks to it like a wrong one.</p>", "<h2>What was looked at</h2>", html_facts({k: v for k, v in facts.items() if v != ""})]
-    write_page(path, f"{a['task']}: audit of the data", "finetune_nb", "\n".join(body))
+    write_page(path, f"{a['task']}: audit of the data", heading="finetune_nb", body=Markup("\n".join(body)))

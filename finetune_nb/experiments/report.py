@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from ..core.files import writable_folder, write_json, write_text
-from ..core.html import html_facts, html_list, html_picture, html_table, save_figures, write_page
+from ..core.html import Markup, html_facts, html_list, html_picture, html_table, save_figures, write_page
 from .cost import plot_pareto
 
 # %% ../../nbs/api/experiments/09_report.ipynb #584b5402
@@ -66,4 +66,4 @@ the whole interval lies within ±{100*c.margin:g} percentage points, a margin na
     if len(shifts): body += ["<h2>When the test images change</h2><p>Mean accuracy on the same test images after one change each; nothing was trained or chosen on them.</p>", html_table(shifts, index=False)]
     body += ["<h2>How the rates were chosen</h2><p>Each recipe tried as many rates as the others, on the validation split, with labels of a seed that is not reported.</p>",
              html_table(search, index=False) if len(search) else "<p>Every recipe came with its rate.</p>", "<h2>What this was run with</h2>", html_facts(facts)]
-    write_page(path, f"{c.task}: {len(c.arms)} ways of training, {c.labels or 'all'} labels a class", about["settings"].get("name") or "finetune_nb", "\n".join(body))
+    write_page(path, f"{c.task}: {len(c.arms)} ways of training, {c.labels or 'all'} labels a class", heading=about["settings"].get("name") or "finetune_nb", body=Markup("\n".join(body)))

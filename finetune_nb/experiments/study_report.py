@@ -9,7 +9,7 @@ __all__ = ['study_conclusions', 'save_study', 'study_summary']
 from html import escape
 
 from ..core.files import writable_folder, write_json, write_text
-from ..core.html import html_facts, html_list, html_picture, html_table, save_figures, write_page
+from ..core.html import Markup, html_facts, html_list, html_picture, html_table, save_figures, write_page
 from .cost import plot_pareto
 
 # %% ../../nbs/api/experiments/10_study_report.ipynb #0e566255
@@ -59,7 +59,7 @@ def save_study(
             *(["<h2>Accuracy and what it costs</h2>", html_picture(pictures["pareto.png"], "Accuracy over seconds a run")] if len(points) else []),
             "<h2>What was chosen, and how flat the optimum was</h2><p>Every arm tried as many settings as the others, on validation data, with labels of a seed that is not reported.</p>", html_table(search, index=False),
             "<h2>What this was run with</h2>", html_facts(facts), f"<h2>The study</h2><pre>{escape(study.to_yaml())}</pre>"]
-    write_page(paths["report.html"], study.name, result.about["settings"].get("name") or "finetune_nb", "\n".join(body))
+    write_page(paths["report.html"], study.name, heading=result.about["settings"].get("name") or "finetune_nb", body=Markup("\n".join(body)))
     return paths
 
 def study_summary(result): # -> dict of plain types, what `--json` prints

@@ -12,7 +12,7 @@ from pathlib import Path
 from .course import class_settings, gradebook, released
 from .lab import grade_id, kind, points, read_notebook
 from .pipeline import frame, message
-from ..core.html import write_page
+from ..core.html import Markup, write_page
 
 # %% ../../nbs/api/grading/08_feedback.ipynb #f3fbdcf4
 def questions(
@@ -48,7 +48,7 @@ def save_feedback(
         comments = {c.name: c.manual_comment for c in nb.comments if c.manual_comment}
     path = class_dir/"feedback"/student/lab_id/f"{lab_id}.html"
     lab = released(class_dir)[lab_id]
-    write_page(path, f"Lab {lab['number']}: {lab['title']}", f"{class_settings(class_dir).name or 'finetune_nb'} · {student}", page_body(questions(graded, given), scores, comments, graded))
+    write_page(path, f"Lab {lab['number']}: {lab['title']}", heading=f"{class_settings(class_dir).name or 'finetune_nb'} · {student}", body=Markup(page_body(questions(graded, given), scores, comments, graded)))
     return path
 
 def page_body(

@@ -15,7 +15,7 @@ from .course import class_settings, gradebook, open_class, pick_released, releas
 from .feedback import questions
 from .lab import read_notebook
 from .pipeline import frame
-from ..core.html import html_list, html_picture, html_table, save_figures, write_page
+from ..core.html import Markup, html_list, html_picture, html_table, save_figures, write_page
 
 # %% ../../nbs/api/grading/10_gradebook.ipynb #98247919
 def question_marks(
@@ -149,7 +149,7 @@ def report(
     body.append('<p class="small">mean: mean share of the points. full: share of hand-ins with all points. not attempted: share of hand-ins that left the question as it was. discrimination: correlation with the points for the other questions of the lab.</p>')
     said = labs[labs.remarks != ""]
     if len(said): body += ["<h2>Remarks</h2>", html_table(said[["student", "lab", "remarks"]], index=False)]
-    write_page(folder/"report.html", class_settings(class_dir).name or "Class report", "finetune_nb labs", "\n".join(body))
+    write_page(folder/"report.html", class_settings(class_dir).name or "Class report", heading="finetune_nb labs", body=Markup("\n".join(body)))
     return paths | {n: folder/n for n in pictures} | {"report.html": folder/"report.html"}
 
 def _summary(labs):
