@@ -1,4 +1,4 @@
-"What a submission may try, each as a test of its own: it gets the points it earned, and nothing outside of its sandbox changes."
+"What a submission may try: it gets the points it earned, and nothing outside of its sandbox changes."
 import ast, json, os, socket, subprocess, sys, textwrap, time
 from pathlib import Path
 
@@ -405,7 +405,7 @@ def test_notebooks_inside_the_package_are_covered():
 
 
 def test_the_source_of_a_hidden_check_never_gets_there():
-    "Whoever listens on every line and looks through the memory of every process finds no hidden line; probes come after the last cell."
+    "Whoever looks through the memory of every process finds no hidden line; probes come after the last cell."
     spy = """
         import gc, os, sys
         def double(x):

@@ -114,7 +114,7 @@ _CONNECTION = None  # while a check runs: to the student's process
 def probe(
     f, # a function (or class) defined in a test cell
 ): # -> the same, or in the check worker something that runs `f` in the student's process
-    "A function of a test cell that has to run where the student's objects are: it may take learners, models and callbacks, and returns plain data."
+    "A function that has to run where the student's objects are: it may take any of them, and returns plain data."
     return f if _CONNECTION is None else _send_probe(_CONNECTION, f)
 
 def _send_probe(connection, f):

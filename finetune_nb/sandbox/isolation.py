@@ -269,7 +269,7 @@ def isolate(
     channels=(), # sockets that the command gets
     more_processes=0, # that the caller will add to those of the command
 ) -> Isolated: # running
-    "Start a command that sees nothing of this machine; where that is impossible and `unsafe` was not said, `IsolationError`."
+    "Start a command that sees nothing of this machine; `IsolationError` where that is impossible."
     if not unsafe:
         ok, why = can_isolate()
         if not ok: raise IsolationError(f"submissions cannot be isolated on this machine: {why}. "
