@@ -13,7 +13,7 @@ _WHERE = {
     "core.settings": ["settings", "Settings"], "core.seeds": ["set_seed", "rng"], "core.errors": ["FinetuneError"],
     "data.registry": ["load_task"], "data.task": ["Task"], "data.readers.folder": ["image_folder"], "data.shifts": ["shifted"], "worlds.world": ["World"],
     "models.load": ["load_pretrained"], "models.text": ["load_text_model"], "models.catalogue": ["list_models", "describe_model"], "models.transferability": ["transfer_score"], "models.bundle": ["save_bundle", "load_bundle", "Bundle"],
-    "layers.groups": ["layer_groups", "groups_table", "parameters_table", "regroup", "param_groups"], "layers.freeze": ["freeze_groups", "trainability_report", "forget_frozen"],
+    "layers.groups": ["layer_groups", "groups_table", "parameters_table", "regroup", "param_groups"], "layers.freeze": ["GroupLearner", "freeze_groups", "trainability_report", "forget_frozen"],
     "training.learner": ["pretrained_learner", "evaluate"], "training.causal": ["causal_learner"], "layers.rates": ["group_rates", "plot_group_rates"], "training.schedules": ["schedule"],
     "training.adapters": ["add_lora", "merge_lora", "save_adapter", "load_adapter", "trainable_share"],
     "recipes.recipe": ["Phase"], "recipes.plan": ["Recipe", "make_plan"], "recipes.library": ["recipe", "recipes_table", "RECIPES", "surgical", "best_of"],

@@ -10,7 +10,6 @@ from functools import partial
 
 import fastai.callback.progress, fastai.callback.schedule  # they give Learner its bars and fit_one_cycle
 import torch
-from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
@@ -21,6 +20,7 @@ from ..models.architecture import compute_threads, threads_for, to_fast_layout
 from ..models.load import load_pretrained
 from ..models.text import load_text_model, modality_of
 from ..data.task import BaseTask
+from ..layers.freeze import GroupLearner
 from ..layers.groups import layer_groups, splitter
 from .score import score
 
@@ -59,7 +59,7 @@ def pretrained_learner(
     dls = task.dataloaders(labels, seed, bs, net.kit_config["input"], device)
     # train_bn and wd_bn_bias write marks into the optimiser's state, which a torch optimiser takes for its own moments; norms are
     # governed by the norm policy instead.
-    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), opt_func=adamw, splitter=splitter(granularity), metrics=accuracy, wd=0.01,
+    learn = GroupLearner(dls, net, loss_func=CrossEntropyLossFlat(), opt_func=adamw, splitter=splitter(granularity), metrics=accuracy, wd=0.01,
                     train_bn=False, wd_bn_bias=True, cbs=cbs)
     learn.groups, learn.task, learn.seed, learn.granularity = layer_groups(net, granularity), task, seed, granularity
     learn.is_pretrained = pretrained
