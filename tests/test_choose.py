@@ -99,8 +99,8 @@ def test_scores_depend_on_neither_order_nor_names_of_classes():
     order, names = g.permutation(36), np.array([7, 3, 5])
     for s in SCORES:
         tolerance = .09 if s == "linear_probe" else 1e-9  # its parts are drawn by position
-        assert abs(transfer_score(s, x, y, p) - transfer_score(s, x[order], y[order], p[order])) <= tolerance, s
-        assert abs(transfer_score(s, x, y, p) - transfer_score(s, x, names[y], p)) <= tolerance, s
+        assert abs(transfer_score(s, x, y, probabilities=p) - transfer_score(s, x[order], y[order], probabilities=p[order])) <= tolerance, s
+        assert abs(transfer_score(s, x, y, probabilities=p) - transfer_score(s, x, names[y], probabilities=p)) <= tolerance, s
 
 
 def test_a_model_without_its_old_classifier_has_no_leep(tmp_path):

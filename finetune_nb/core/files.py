@@ -23,7 +23,8 @@ def atomic_path(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as e: raise FileError(f"cannot write {path}: {e.strerror}. Choose a folder you may write to") from None
+    except OSError as e:
+        raise FileError(f"cannot write {path}: {e.strerror}. Choose a folder you may write to") from None
     os.close(handle)
     try:
         yield Path(tmp)
@@ -36,6 +37,7 @@ def atomic_path(
     finally:
         if os.path.exists(tmp): os.unlink(tmp)
 
+# %% ../../nbs/api/core/01_files.ipynb #24ca068e
 def write_text(path, text):
     "Write `text` to `path` as UTF-8, atomically."
     with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8", newline="\n")
@@ -50,18 +52,23 @@ def read_json(path):
     except FileNotFoundError: raise FileError(f"no such file: {path}") from None
     except (OSError, ValueError) as e: raise FileError(f"cannot read {path} as JSON: {e}") from None
 
+# %% ../../nbs/api/core/01_files.ipynb #1b38725d
 def read_yaml(
     source, # path of a YAML file, or YAML text (text with a line break or a colon)
     what="settings", # name of the thing, for messages
+    *,
     error=FileError, # class of the errors
 ): # -> (dict, where it came from, for messages)
     "Read 'field: value' lines from a file or from text; anything else is one clear line."
     import yaml
     text, where = source, what
-    if isinstance(source, Path) or (isinstance(source, str) and "\n" not in source and ":" not in source.strip("/.~")[2:]):
+    if isinstance(source, Path) or (isinstance(source, str) and "\n" not in source
+                                    and ":" not in source.strip("/.~")[2:]):
         where = str(source)
         try: text = Path(source).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e: raise error(f"cannot read {what} {source}: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}") from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise error(
+                f"cannot read {what} {source}: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}") from None
     try: data = yaml.safe_load(text)
     except yaml.YAMLError as e: raise error(f"{where}: {' '.join(str(e).split())}") from None
     if not isinstance(data, dict): raise error(f"{where}: a {what} is a list of 'field: value' lines")
@@ -77,7 +84,8 @@ def atomic_folder(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as e: raise FileError(f"cannot write {folder}: {e.strerror}. Choose a folder you may write to") from None
+    except OSError as e:
+        raise FileError(f"cannot write {folder}: {e.strerror}. Choose a folder you may write to") from None
     new, old = work/"new", work/"old"
     try:
         new.mkdir()
@@ -98,7 +106,8 @@ def writable_folder(path):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path): pass
     except OSError as e:
-        raise FileError(f"cannot write to folder {path}: {e.strerror}. Choose another with --out or in [paths]") from None
+        raise FileError(
+            f"cannot write to folder {path}: {e.strerror}. Choose another with --out or in [paths]") from None
     return path
 
 # %% ../../nbs/api/core/01_files.ipynb #5e58050d
@@ -121,6 +130,7 @@ def content_hash(
 def save_tensors(
     path, # file to write, usually *.safetensors
     tensors, # dict of name -> torch tensor
+    *,
     meta=None, # dict of str -> str kept in the header
 ):
     "Write `tensors` to `path` as safetensors, atomically."

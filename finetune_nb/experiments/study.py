@@ -39,7 +39,7 @@ class Study:
     @classmethod
     def from_yaml(cls, source):
         "A study from a YAML file, or from YAML text."
-        data, where = read_yaml(source, "study", FinetuneError)
+        data, where = read_yaml(source, "study", error=FinetuneError)
         known = [f.name for f in fields(cls)]
         for k in data:
             if k not in known: raise FinetuneError(f"{where}: {unknown_name('field', k, known)}")

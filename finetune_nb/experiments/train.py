@@ -129,7 +129,7 @@ def _after(learn, after):
 
 def _flops(learn, recipe, steps):
     from finetune_nb.recipes.flops import fit_flops
-    return float(fit_flops(learn, recipe, steps)["total"])
+    return float(fit_flops(learn, recipe, steps=steps)["total"])
 
 def fitted(learn): # -> dict(train_accuracy, train_loss)
     "Accuracy and loss on the very items that were trained on, seen as test items are."

@@ -27,18 +27,22 @@ from ..training.score import eval_mode
 # %% ../../nbs/api/explain/01_attribution.ipynb #b0592d8b
 def _captum():
     try: import captum.attr
-    except ImportError: raise ModelError('attributions need Captum, which is not installed: pip install "finetune_nb[explain]"') from None
+    except ImportError:
+        raise ModelError(
+            'attributions need Captum, which is not installed: pip install "finetune_nb[explain]"') from None
     return captum.attr
 
 def pick_items(
     learn, # a learner of `pretrained_learner`
     index, # positions in the split
+    *,
     split="valid", # "train" (the labelled items), "valid", "test" or a shift
 ): # -> (inputs as the network gets them, int64 labels [B])
     "Some items of a split as one batch."
     dl = split_dl(learn, split)
     index = torch.as_tensor(list(index))
-    if not len(index) or index.max() >= len(dl.dataset) or index.min() < 0: raise FinetuneError(f"the {split} split has items 0 to {len(dl.dataset) - 1}; asked for {index.tolist()[:6]}")
+    if not len(index) or index.max() >= len(dl.dataset) or index.min() < 0:
+        raise FinetuneError(f"the {split} split has items 0 to {len(dl.dataset) - 1}; asked for {index.tolist()[:6]}")
     dl.dataset.index, dl.bs = dl.dataset.index[index], len(index)
     x, y = next(iter(dl))
     return x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)
@@ -60,16 +64,20 @@ class Attribution:
 
     def gap(self):
         "Completeness (Sundararajan et al., 2017): sum of the values minus what they have to add up to, one an item, in logits."
-        if self.base is None: raise FinetuneError(f"{self.method} promises no sum; completeness is a property of integrated gradients")
+        if self.base is None:
+            raise FinetuneError(f"{self.method} promises no sum; completeness is a property of integrated gradients")
         return self.values.reshape(len(self.values), -1).sum(1) - (self.score - self.base)
 
     def plot(self, labels=None, n=8):
         "A gallery: pictures with their maps below, or texts with coloured pieces (orange speaks for the class, purple against it)."
-        return (_plot_images if self.tokens is None else _plot_texts)(self, None if labels is None else np.asarray(labels), n)
+        return (_plot_images if self.tokens is None else _plot_texts)(self,
+                                                                      None if labels is None else np.asarray(labels), n)
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #9f07b0a6
 def _title(a, i, labels):
     names = [str(a.classes[j]) for j in (a.target[i], a.predicted[i])]
-    return f"for {names[0]}" + (f", predicted {names[1]}" if names[1] != names[0] else "") + (f", is {a.classes[labels[i]]}" if labels is not None and a.classes[labels[i]] != names[0] else "")
+    return (f"for {names[0]}" + (f", predicted {names[1]}" if names[1] != names[0] else "")
+            + (f", is {a.classes[labels[i]]}" if labels is not None and a.classes[labels[i]] != names[0] else ""))
 
 def _plot_images(a, labels, n):
     import matplotlib.pyplot as plt
@@ -77,7 +85,8 @@ def _plot_images(a, labels, n):
     axes = plt.subplots(2, n, figsize=(1.45*n, 3.2), layout="constrained", squeeze=False)[1]
     for i in range(n):
         picture = a.images[i] if a.images.shape[-1] == 3 else a.images[i, ..., 0]
-        for ax in axes[:, i]: ax.imshow(picture, cmap="gray", vmin=0, vmax=1, alpha=1 if ax is axes[0, i] else .45); ax.set_axis_off()
+        for ax in axes[:, i]:
+            ax.imshow(picture, cmap="gray", vmin=0, vmax=1, alpha=1 if ax is axes[0, i] else .45); ax.set_axis_off()
         top = np.abs(a.values[i]).max() or 1
         if a.base is None: axes[1, i].imshow(a.values[i], cmap="inferno", alpha=.65, vmin=0, vmax=top)
         else: axes[1, i].imshow(a.values[i], cmap="PuOr_r", alpha=.85, vmin=-top, vmax=top)
@@ -85,6 +94,7 @@ def _plot_images(a, labels, n):
     axes[0, 0].figure.suptitle(a.method, fontsize=10)
     return axes
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #9ac9ac9e
 def _plot_texts(a, labels, n, width=110):
     import matplotlib.pyplot as plt
     placed, row = [], 0
@@ -100,20 +110,29 @@ def _plot_texts(a, labels, n, width=110):
     ax = fig.add_axes([0, 0, 1, 1]); ax.set_axis_off(); ax.set_xlim(-1, width); ax.set_ylim(row - .3, -.8)
     for r, c, word, v in placed:
         fill = None if v is None else dict(fc=plt.get_cmap("PuOr_r")(.5 + .42*v), lw=0, pad=1.6)
-        ax.text(c, r, word, family="monospace", fontsize=8.8, va="center", bbox=fill, color="#555555" if v is None else "black", style="italic" if v is None else "normal")
+        ax.text(c, r, word, family="monospace", fontsize=8.8, va="center", bbox=fill,
+                color="#555555" if v is None else "black", style="italic" if v is None else "normal")
     return ax
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #8fd796f1
 def _prepare(learn, x, target):
     "(inputs [B, ...] on the network's device, targets, logits [B, C])"
     need_learner(learn)
     model, text = learn.model, learn.task.modality == "text"
-    if text and not isinstance(x, torch.Tensor): x = text_ids([x] if isinstance(x, str) else list(x), model.kit_config["input"])
+    if text and not isinstance(x, torch.Tensor):
+        x = text_ids([x] if isinstance(x, str) else list(x), model.kit_config["input"])
     x = torch.as_tensor(x).as_subclass(torch.Tensor).to(next(model.parameters()).device)
-    if x.ndim != (2 if text else 4): raise FinetuneError(f"attributions need a batch {'of ids [B, L] or a list of texts' if text else '[B, C, H, W]'}, got shape {list(x.shape)}; pick_items(learn, [0, 1]) makes one")
+    if x.ndim != (2 if text else 4):
+        raise FinetuneError(
+            f"attributions need a batch {'of ids [B, L] or a list of texts' if text else '[B, C, H, W]'}, got shape "
+            f"{list(x.shape)}; pick_items(learn, [0, 1]) makes one")
     with eval_mode(model): logits = model(x)
     predicted, classes = logits.argmax(1).tolist(), learn.task.classes
-    target = predicted if target is None else [int(t) for t in (target if hasattr(target, "__len__") else [target]*len(x))]
-    if len(target) != len(x) or not all(0 <= t < len(classes) for t in target): raise FinetuneError(f"target needs one class number from 0 to {len(classes) - 1} for each of the {len(x)} inputs, got {target[:8]}")
+    target = predicted if target is None else [int(t)
+                                               for t in (target if hasattr(target, "__len__") else [target]*len(x))]
+    if len(target) != len(x) or not all(0 <= t < len(classes) for t in target):
+        raise FinetuneError(f"target needs one class number from 0 to {len(classes) - 1} for each of the {len(x)} "
+                            f"inputs, got {target[:8]}")
     return x, target, predicted, logits[range(len(x)), target].cpu().numpy()
 
 def _pictures(learn, x):
@@ -146,25 +165,29 @@ def cam_layers(
     def fits(t):
         cells[tuple(t.shape)] = side(t)
         return cells[tuple(t.shape)] > 1
-    taps = group_outputs(learn.model, learn.groups, x, fits)
+    taps = group_outputs(learn.model, learn.groups, x, fits=fits)
     return {n: (m, cells[s]) for n, (m, _, s) in taps.items()}
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #9a0bc53f
 def _cam_module(learn, x, layer):
     if isinstance(layer, nn.Module): return layer, type(layer).__name__
     known = cam_layers(learn, x)
     if layer in known: return known[layer][0], layer
     if layer is not None:
         try: return learn.model.get_submodule(layer), layer
-        except AttributeError: raise ModelError(unknown_name("layer", layer, known) + ", or the path of a module") from None
+        except AttributeError:
+            raise ModelError(unknown_name("layer", layer, known) + ", or the path of a module") from None
     names = [n for n, (_, cells) in known.items() if cells >= 4] or list(known)
     # What comes out of a class token's last block holds patches that nobody reads any more.
     if getattr(learn.model, "global_pool", None) == "token" and len(names) > 1: names.pop()
     if not names: raise ModelError("this network has no feature maps for Grad-CAM; use integrated_gradients")
     return known[names[-1]][0], names[-1]
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #71267cf1
 def gradcam(
     learn, # a learner for images
     x, # a batch [B, C, H, W] as the network gets it, of `pick_items`
+    *,
     target=None, # class to explain: one number for all, or one each; None for the predicted one
     layer=None, # name of a layer group, path of a module, or a module; None for the last with four cells a side
     relu=True, # keep only what speaks for the class?
@@ -172,7 +195,8 @@ def gradcam(
     "Grad-CAM (Selvaraju et al., 2017), enlarged to the size of the picture."
     attr = _captum()
     need_learner(learn)
-    if learn.task.modality == "text": raise ModelError("Grad-CAM needs feature maps, which a text model has not; use integrated_gradients")
+    if learn.task.modality == "text":
+        raise ModelError("Grad-CAM needs feature maps, which a text model has not; use integrated_gradients")
     x, target, predicted, score = _prepare(learn, x, target)
     module, name = _cam_module(learn, x, layer)
     tap = nn.Identity()  # stands where the maps are [B, C, h, w], whatever the network calls its places
@@ -186,7 +210,8 @@ def gradcam(
             maps = attr.LayerGradCam(learn.model, tap).attribute(x.clone(), target=target, relu_attributions=relu)
     finally: handle.remove()
     values = F.interpolate(maps.detach(), x.shape[-2:], mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
-    return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.classes, images=_pictures(learn, x))
+    return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.classes,
+                       images=_pictures(learn, x))
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #7c1d2d6c
 BASELINES = ("black", "white", "mean")
@@ -202,20 +227,25 @@ def _baseline(learn, x, baseline):
 def _no_text(learn, ids):
     "Fillers in the place of every piece but the marks of beginning and end."
     tok = learn.model.kit_config["input"]["encode"]
-    keep = [tok.ids["xxbos"]] if hasattr(tok, "ids") else [i for k in ("cls", "sep", "bos", "eos") if (i := getattr(tok.tok, f"{k}_token_id")) is not None]
+    keep = [tok.ids["xxbos"]] if hasattr(tok, "ids") else [i for k in ("cls", "sep", "bos", "eos")
+                                                           if (i := getattr(tok.tok, f"{k}_token_id")) is not None]
     return torch.where(torch.isin(ids, torch.tensor(keep, device=ids.device)), ids, learn.model.pad_id)
 
 def word_embedding(model):
     "The module that makes vectors of ids."
     if isinstance(model, AWDClassifier): return model.model[0].module.encoder_dp
     if isinstance(model, TransformersClassifier): return model.model.get_input_embeddings()
-    raise ModelError(f"do not know where {type(model).__name__} makes vectors of words; integrated gradients for texts work on AWD-LSTM and transformers classifiers")
+    raise ModelError(f"do not know where {type(model).__name__} makes vectors of words; integrated gradients for texts "
+                     "work on AWD-LSTM and transformers classifiers")
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #16b53d57
 def integrated_gradients(
     learn, # a learner for images or texts
     x, # a batch of `pick_items`; for texts also a list of str
+    *,
     target=None, # class to explain: one number for all, or one each; None for the predicted one
-    baseline="black", # images: "black", "white", "mean" (of the normalisation) or a tensor; texts always start from fillers
+    # images: "black", "white", "mean" (of the normalisation) or a tensor; texts always start from fillers
+    baseline="black",
     steps=128, # of the integral (Gauss-Legendre)
 ): # -> Attribution with completeness .gap()
     "Integrated gradients of a class's logit (Sundararajan et al., 2017); texts: with respect to the word vectors, summed for each piece."
@@ -224,10 +254,12 @@ def integrated_gradients(
     text, at = learn.task.modality == "text", (range(len(x)), target)
     about = dict(target=target, n_steps=steps, internal_batch_size=max(256, len(x)))
     # cuDNN's LSTM has no backward pass in evaluation mode.
-    with compute_threads(threads_for(model)), eval_mode(model), torch.backends.cudnn.flags(enabled=False) if text else nullcontext():
+    with (compute_threads(threads_for(model)), eval_mode(model),
+          torch.backends.cudnn.flags(enabled=False) if text else nullcontext()):
         if text:
             start, layer = _no_text(learn, x), word_embedding(model)
-            with torch.enable_grad(): values = attr.LayerIntegratedGradients(model, layer).attribute(x, baselines=start, **about).sum(-1)
+            with torch.enable_grad():
+                values = attr.LayerIntegratedGradients(model, layer).attribute(x, baselines=start, **about).sum(-1)
             vectors = layer.forward(start)
             # Only the vectors are the baseline's; what counts as text is told by the real ids, as on the whole path.
             handle = layer.register_forward_hook(lambda m, args, out: vectors)
@@ -235,13 +267,19 @@ def integrated_gradients(
             finally: handle.remove()
         else:
             start = _baseline(learn, x, baseline)
-            with torch.enable_grad(): values = attr.IntegratedGradients(model).attribute(x, baselines=start, **about).sum(1)
+            with torch.enable_grad():
+                values = attr.IntegratedGradients(model).attribute(x, baselines=start, **about).sum(1)
             base = model(start)[at]
-    out = Attribution("integrated gradients", x, values.detach().float().cpu().numpy(), target, score, base.cpu().numpy(), predicted, learn.task.classes)
+    out = Attribution("integrated gradients", x, values.detach().float().cpu().numpy(), target, score,
+                      base.cpu().numpy(), predicted, learn.task.classes)
     if text: out.tokens = [_pieces(learn, row[m.bool()].tolist()) for row, m in zip(x, model.mask(x))]
-    else: out.images, out.method = _pictures(learn, x), f"integrated gradients from {baseline if isinstance(baseline, str) else 'a baseline of your own'}"
+    else:
+        out.images, out.method = _pictures(
+            learn,
+            x), f"integrated gradients from {baseline if isinstance(baseline, str) else 'a baseline of your own'}"
     return out
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #db78290f
 def _pieces(learn, ids):
     tok = learn.model.kit_config["input"]["encode"]
     return [tok.vocab[i] for i in ids] if hasattr(tok, "vocab") else tok.tok.convert_ids_to_tokens(ids)
@@ -257,9 +295,11 @@ def shuffle_weights(
             order = torch.from_numpy(rng(seed, "shuffle", n).permutation(p.numel())).to(p.device)
             p.copy_(p.flatten()[order].view_as(p))
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #cb04b566
 def randomisation_test(
     learn, # a learner of `pretrained_learner`; as it was afterwards
     x, # a batch of `pick_items`, or texts
+    *,
     method=gradcam, # or `integrated_gradients`, or any function (learn, x, target=...) -> Attribution
     seed=0,
     absolute=False, # compare sizes only, without signs?
@@ -269,21 +309,28 @@ def randomisation_test(
     import pandas as pd
     from scipy.stats import rankdata
     first = method(learn, x, **kwargs)
-    real = np.ones(first.values.shape, bool) if first.tokens is None else np.arange(first.values.shape[1]) < np.array([[len(t)] for t in first.tokens])
+    real = np.ones(first.values.shape, bool) if first.tokens is None else np.arange(first.values.shape[1]) < np.array([
+        [len(t)] for t in first.tokens])
     def alike(a, b, keep):
         a, b = [rankdata(np.abs(v[keep]) if absolute else v[keep]) for v in (a, b)]
-        return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else 0.  # a map without any contrast is like no other
+        # a map without any contrast is like no other
+        return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else 0.
     layer = {} if method is not gradcam else dict(layer=_cam_module(learn, first.inputs, kwargs.pop("layer", None))[0])
     use = [i for i, v in enumerate(first.values) if np.ptp(v[real[i]])]  # an empty map has nothing to lose
-    if not use: raise FinetuneError(f"{first.method}: all {len(x)} maps are empty, so nothing can be compared; try another layer or relu=False")
+    if not use:
+        raise FinetuneError(
+            f"{first.method}: all {len(x)} maps are empty, so nothing can be compared; try another layer or relu=False")
     rows, state = [dict(down_to="none", item=i, similarity=1.) for i in use], snapshot(learn)
     with weights_of(learn.model, state):
         for g in reversed(learn.groups):
             shuffle_weights(g, seed)
-            now = method(learn, first.inputs, target=first.target, **{k: v for k, v in kwargs.items() if k != "target"}, **layer)
-            rows += [dict(down_to=g.name, item=i, similarity=alike(first.values[i], now.values[i], real[i])) for i in use]
+            now = method(learn, first.inputs, target=first.target,
+                         **{k: v for k, v in kwargs.items() if k != "target"}, **layer)
+            rows += [dict(down_to=g.name, item=i, similarity=alike(first.values[i], now.values[i], real[i]))
+                     for i in use]
     return pd.DataFrame(rows)
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #a5861f1e
 def plot_randomisation(
     frames, # dict: name of a method -> table of `randomisation_test`
     ax=None, # matplotlib axes to draw on
@@ -294,7 +341,10 @@ def plot_randomisation(
     for i, (name, f) in enumerate(frames.items()):
         steps = list(dict.fromkeys(f.down_to)); got = [mean_ci(f.loc[f.down_to == s, "similarity"]) for s in steps]
         half = np.array([[m - lo, hi - m] if lo is not None else [0, 0] for m, lo, hi in got]).T
-        ax.errorbar(np.arange(len(steps)) + .06*i, [m for m, *_ in got], half, color=COLOURS[i % 8], marker="os^Dv*"[i % 6], ms=5, capsize=3, label=name)
-    ax.axhline(0, color="#444444", lw=.8); ax.set_xticks(range(len(steps)), steps); ax.set_ylim(-.6, 1.05); ax.grid(alpha=.25); ax.legend(fontsize=8)
-    ax.set_xlabel("shuffled from the head down to this group"); ax.set_ylabel("rank correlation\nwith the trained network's map")
+        ax.errorbar(np.arange(len(steps)) + .06*i, [m for m, *_ in got], half, color=COLOURS[i % 8],
+                    marker="os^Dv*"[i % 6], ms=5, capsize=3, label=name)
+    ax.axhline(0, color="#444444", lw=.8); ax.set_xticks(range(len(steps)), steps); ax.set_ylim(-.6, 1.05)
+    ax.grid(alpha=.25); ax.legend(fontsize=8)
+    ax.set_xlabel("shuffled from the head down to this group")
+    ax.set_ylabel("rank correlation\nwith the trained network's map")
     return ax

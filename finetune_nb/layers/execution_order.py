@@ -25,7 +25,8 @@ def untouched(
 ):
     "Evaluation mode without gradients inside the block; afterwards modes, attributes, buffers and random states are as before."
     modules, near = list(model.modules()), {p.device for p in model.parameters()}
-    had = [(m, dict(m.__dict__), {k: dict(m.__dict__[k]) for k in ("_parameters", "_buffers", "_modules") if k in m.__dict__}) for m in modules]
+    had = [(m, dict(m.__dict__), {k: dict(m.__dict__[k]) for k in ("_parameters", "_buffers", "_modules")
+                                  if k in m.__dict__}) for m in modules]
     values = [(b, b.detach().clone()) for b in model.buffers()]
     python, numpy = random.getstate(), _numpy_state()
     try:
@@ -58,13 +59,16 @@ def example_inputs(
     if hasattr(model, "main_input_name") and config is not None:
         yield from (((), kw) for kw in _transformers_inputs(model, config, floats))
         return
-    owner = next(m for m in model.modules() if any(True for _ in m.parameters(recurse=False)) and not (isinstance(m, nn.modules.batchnorm._NormBase) or _compound(m)))
+    owner = next(m for m in model.modules() if any(True for _ in m.parameters(recurse=False))
+                 and not (isinstance(m, nn.modules.batchnorm._NormBase) or _compound(m)))
     convs = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     if getattr(model, "pretrained_cfg", None) or (convs and isinstance(owner, nn.modules.conv._ConvNd)):
         conv = convs[0] if convs else None
         dims = conv.weight.dim() - 2 if conv is not None else 2
-        recorded = [(getattr(model, "kit_config", None) or {}).get("input", {}).get("channels"), conv.in_channels if conv is not None else None,
-                    ((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or [None])[0]]  # a stem may shuffle pixels into channels
+        recorded = [(getattr(model, "kit_config", None) or {}).get("input", {}).get("channels"),
+                    conv.in_channels if conv is not None else None,
+                    # a stem may shuffle pixels into channels
+                    ((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or [None])[0]]
         for channels in dict.fromkeys(c for c in recorded if c):
             for size in _sizes(model):
                 sides = size if isinstance(size, tuple) else (size,)*dims
@@ -72,11 +76,15 @@ def example_inputs(
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     if tables and (tables[0] is owner or not convs):
         n = tables[0].num_embeddings
-        for length in (8, 64): yield (torch.arange(length, device=first.device).remainder(max(n - 2, 1))[None] + min(2, n - 1),), {}
-    width = next((getattr(owner, k) for k in ("in_features", "input_size", "embed_dim", "num_features", "num_channels") if hasattr(owner, k)), None)
-    width = width or (owner.normalized_shape[-1] if hasattr(owner, "normalized_shape") else first.shape[-1] if first.dim() else 1)
+        for length in (8, 64):
+            yield (torch.arange(length, device=first.device).remainder(max(n - 2, 1))[None] + min(2, n - 1),), {}
+    width = next((getattr(owner, k) for k in ("in_features", "input_size", "embed_dim", "num_features", "num_channels")
+                  if hasattr(owner, k)), None)
+    width = width or (owner.normalized_shape[-1] if hasattr(owner, "normalized_shape")
+                      else first.shape[-1] if first.dim() else 1)
     for shape in ((1, width), (1, 8, width), (2, width), (1, width, 8, 8)): yield (_noise(*shape, floats),), {}
 
+# %% ../../nbs/api/layers/01_execution_order.ipynb #217f2eef
 def _noise(*shape_and_kind):
     "Random numbers, always the same, without touching torch's own random state."
     *shape, kind = shape_and_kind
@@ -89,13 +97,15 @@ def _sizes(model):
     kit = (getattr(model, "kit_config", None) or {}).get("input", {})
     cfg = getattr(model, "pretrained_cfg", None) or {}
     table = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "image_size", None)
-    sizes, usual = [tuple(table) if isinstance(table, (tuple, list)) else table, kit.get("size")], (32, 64, 224, 28, 48, 96, 128, 256, 299, 8, 16)
+    sizes, usual = [tuple(table) if isinstance(table, (tuple, list)) else table, kit.get("size")], (
+        32, 64, 224, 28, 48, 96, 128, 256, 299, 8, 16)
     if shape := cfg.get("input_size"):
         # Smaller pictures show the same order sooner, where the network takes them.
         small = [n for n in (128, 96, 224) if n < min(shape[1:])] if not cfg.get("fixed_input_size") else []
         sizes, usual = [*sizes, *small, tuple(shape[1:])], (224, 256)
     return list(dict.fromkeys(s for s in [*sizes, *usual] if s))
 
+# %% ../../nbs/api/layers/01_execution_order.ipynb #89e1f89f
 def _transformers_inputs(model, config, floats):
     "Keyword arguments for a transformers model, from its configuration."
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -104,7 +114,9 @@ def _transformers_inputs(model, config, floats):
     eos = getattr(text, "eos_token_id", None)
     row = [3 % vocab, 2 % vocab, 5 % vocab, 4 % vocab, 6 % vocab, 3 % vocab, 5 % vocab]
     if isinstance(eos, (list, tuple)): eos = eos[0]
-    row = [t if t != eos else (t + 1) % vocab for t in row] + ([eos] if eos is not None and 0 <= eos < vocab else [2 % vocab])  # classifiers look for one end of text
+    # classifiers look for one end of text
+    row = ([t if t != eos else (t + 1) % vocab for t in row]
+           + ([eos] if eos is not None and 0 <= eos < vocab else [2 % vocab]))
     ids["input_ids"] = torch.tensor([row], device=device)
     vision = getattr(config, "vision_config", config)
     size = getattr(vision, "image_size", None) or 64
@@ -114,7 +126,8 @@ def _transformers_inputs(model, config, floats):
     if main == "pixel_values": starts = [pixels, pixels | ids]
     elif main == "input_features":
         bins = getattr(config, "num_mel_bins", None) or 80
-        starts = [{main: _noise(1, bins, n, floats)} for n in (2*(getattr(config, "max_source_positions", None) or 50), 3000)] + [{main: _noise(1, 64, bins, floats)}]
+        starts = [{main: _noise(1, bins, n, floats)} for n in (2*(getattr(config, "max_source_positions", None) or 50),
+                                                               3000)] + [{main: _noise(1, 64, bins, floats)}]
     elif main == "input_values": starts = [{main: _noise(1, 4000, floats)}, {main: _noise(1, 16000, floats)}]
     else: starts = [ids, ids | pixels] if hasattr(config, "vision_config") else [ids]
     for kw in starts:
@@ -141,9 +154,11 @@ class _Watch(TorchDispatchMode):
                 if id(t) in self.called: self.used.setdefault(id(t), (self.clock, place))
         return func(*args, **(kwargs or {}))
 
+# %% ../../nbs/api/layers/01_execution_order.ipynb #e7b931b0
 def trace(
     model, # any nn.Module; left as it was
     args=(), # positional arguments of its forward
+    *,
     kwargs=None, # keyword arguments of its forward
 ): # -> dict, parameter name -> rank of its first use (0, 1, ...); unused ones are missing
     "Run `model` once and see in which order it uses its parameters."
@@ -159,10 +174,13 @@ def trace(
             with watch: model(*args, **(kwargs or {}))
         finally:
             for h in hooks: h.remove()
-    # Weights may be copied before the network runs (AWD-LSTM does), so a use counts from the call of the owner on. If no operation showed
-    # the weight then, the call itself counts, except for a module with parts of its own, which is called long before. Of a tied weight
+    # Weights may be copied before the network runs (AWD-LSTM does), so a use counts from the call of the owner on. If
+    # no operation showed
+    # the weight then, the call itself counts, except for a module with parts of its own, which is called long before.
+    # Of a tied weight
     # any owner may be the last one to be called.
-    seen = watch.any | {i: t for i, t in (watch.called | watch.used).items() if owners[i] == 1 and (i in simple or i in watch.used)}
+    seen = watch.any | {i: t for i, t in (watch.called | watch.used).items()
+                        if owners[i] == 1 and (i in simple or i in watch.used)}
     return {names[i]: rank for rank, i in enumerate(sorted(seen, key=seen.get))}
 
 # %% ../../nbs/api/layers/01_execution_order.ipynb #ccce3962
@@ -178,7 +196,7 @@ def first_use(
     if had and had[0] == mark and example is None: return had[1:]
     order, why = None, ""
     for args, kwargs in [_as_call(model, example)] if example is not None else _guesses(model):
-        try: order = trace(model, args, kwargs)
+        try: order = trace(model, args, kwargs=kwargs)
         except Exception as e:  # whatever a stranger's forward raises
             if example is not None: raise ModelError(f"the network does not take this example: {_line(e)}") from None
             why = why or f"the forward pass failed with a guessed input: {_line(e)}"
@@ -192,6 +210,7 @@ def _guesses(model):
     try: yield from example_inputs(model)
     except Exception: return  # a configuration of an unknown kind
 
+# %% ../../nbs/api/layers/01_execution_order.ipynb #b2b821bc
 def _line(e): return f"{type(e).__name__}: {' '.join(str(e).split())[:120]}"
 
 def _as_call(model, example):

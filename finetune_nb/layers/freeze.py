@@ -121,7 +121,8 @@ def forget_frozen(
             for k in [k for k in state if k not in ("force_train", "do_wd")]: del state[k]  # fastai's own marks stay
             if not state: (getattr(opt, "opt", opt)).state.pop(p, None)
 
-def _states(opt): return [(p, s) for p, s in list(getattr(opt, "opt", opt).state.items()) if isinstance(p, torch.Tensor)]
+def _states(opt):
+    return [(p, s) for p, s in list(getattr(opt, "opt", opt).state.items()) if isinstance(p, torch.Tensor)]
 
 def _moments(state): return any(isinstance(v, torch.Tensor) and v.ndim and v.abs().sum() > 0 for v in state.values())
 
@@ -208,19 +209,26 @@ def _check_optimiser(groups, lists, opt, model):
     hypers = opt.hypers if opt is not None else [{}] * len(lists)
     where = {id(p): h for ps, h in zip(lists, hypers) for p in ps}
     lost = [(g.name, n) for g in groups for n, p in g.named_params if id(p) not in where]
-    if lost: raise RecipeError(f"{len(lost)} parameters are in no optimiser group, such as '{lost[0][1]}' of '{lost[0][0]}': they cannot train. Mend the splitter")
+    if lost:
+        raise RecipeError(f"{len(lost)} parameters are in no optimiser group, such as '{lost[0][1]}' of "
+                          f"'{lost[0][0]}': they cannot train. Mend the splitter")
     mine = {id(p) for p in model.parameters()}
-    if any(id(p) not in mine for ps in lists for p in ps): raise RecipeError("the optimiser holds parameters that the network no longer has: call learn.create_opt()")
+    if any(id(p) not in mine for ps in lists for p in ps):
+        raise RecipeError("the optimiser holds parameters that the network no longer has: call learn.create_opt()")
     names = {id(p): n for n, p in model.named_parameters()}
-    moving = [names[id(p)] for p, s in (_states(opt) if opt is not None else []) if id(p) in names and not p.requires_grad and _moments(s)]
-    if moving: raise RecipeError(f"the optimiser holds momentum for {len(moving)} frozen parameters, such as '{moving[0]}': call forget_frozen(learn.opt)")
+    moving = [names[id(p)] for p, s in (_states(opt) if opt is not None else [])
+              if id(p) in names and not p.requires_grad and _moments(s)]
+    if moving:
+        raise RecipeError(f"the optimiser holds momentum for {len(moving)} frozen parameters, such as '{moving[0]}': "
+                          "call forget_frozen(learn.opt)")
     return where
 
 # %% ../../nbs/api/layers/05_freeze.ipynb #4256d99e
 def _check_freeze(learn, lists):
     "Did `freeze()` do anything?"
     if getattr(learn, "asked_freeze", 0) and all(p.requires_grad for p in learn.model.parameters()):
-        raise RecipeError(f"freeze() froze nothing: the optimiser has {len(lists)} parameter group{'s' * (len(lists) > 1)}. "
+        raise RecipeError(f"freeze() froze nothing: the optimiser has {len(lists)} parameter "
+                          f"group{'s' * (len(lists) > 1)}. "
                           "Give the learner a splitter, such as splitter('stage')")
 
 def _frozen_names(groups, lists, frozen_idx):
@@ -238,11 +246,17 @@ def _check_group(g, row, frozen, norm, held):
     asked = asked_of(g)
     norm = norm or (asked or {}).get("norm", "frozen")
     norms = {id(p) for m in g.norms for p in m.parameters(recurse=False)}
-    if asked and asked["trains"] and not row["trainable"]: raise RecipeError(f"'{g.name}' was to train, but all its parameters are frozen: something changed requires_grad after freeze_groups")
+    if asked and asked["trains"] and not row["trainable"]:
+        raise RecipeError(f"'{g.name}' was to train, but all its parameters are frozen: something changed "
+                          "requires_grad after freeze_groups")
     if not frozen: return
     awake = [n for n, p in g.named_params if p.requires_grad and id(p) not in norms]
-    if awake: raise RecipeError(f"'{g.name}' was to be frozen, but {len(awake)} parameters train, such as '{awake[0]}': something changed requires_grad after the freeze")
+    if awake:
+        raise RecipeError(f"'{g.name}' was to be frozen, but {len(awake)} parameters train, such as '{awake[0]}': "
+                          "something changed requires_grad after the freeze")
     if row["norm_mode"] == "trains" and norm != "train":
-        raise RecipeError(f"norm layers train in the frozen group '{g.name}': fastai's train_bn does that. Use freeze_groups(groups, ..., norm='frozen'), or say norm='train' if you mean it")
+        raise RecipeError(f"norm layers train in the frozen group '{g.name}': fastai's train_bn does that. Use "
+                          "freeze_groups(groups, ..., norm='frozen'), or say norm='train' if you mean it")
     if row["statistics_move"] and norm == "frozen":
-        raise RecipeError(f"running statistics move in the frozen group '{g.name}': use freeze_groups(groups, ..., norm='frozen') or fastai's BnFreeze, or say norm='stats_only' if you mean it")
+        raise RecipeError(f"running statistics move in the frozen group '{g.name}': use freeze_groups(groups, ..., "
+                          "norm='frozen') or fastai's BnFreeze, or say norm='stats_only' if you mean it")

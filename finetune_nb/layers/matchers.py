@@ -24,7 +24,8 @@ def is_norm(
     "Is this module a normalisation layer, of whatever library?"
     if isinstance(module, NORMS): return True
     if any(True for _ in module.children()) or not (module._parameters or module._buffers): return False
-    return type(module).__name__.rstrip("123d").endswith("Norm") or type(module).__name__.startswith(("FrozenBatchNorm", "BatchNormAct", "LayerNormAct", "GroupNormAct"))
+    return type(module).__name__.rstrip("123d").endswith("Norm") or type(module).__name__.startswith((
+        "FrozenBatchNorm", "BatchNormAct", "LayerNormAct", "GroupNormAct"))
 
 # %% ../../nbs/api/layers/00_matchers.ipynb #881d1086
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -42,8 +43,10 @@ def see_through(
     return out
 
 def _owns(m): return any(True for _ in m.parameters())
-def is_timm(m): return type(m).__module__.startswith("timm.") and (hasattr(m, "pretrained_cfg") or hasattr(m, "default_cfg"))
-def is_transformers(m): return hasattr(type(m), "base_model_prefix") and hasattr(m, "config")  # of the class: PEFT passes attributes through
+def is_timm(m):
+    return type(m).__module__.startswith("timm.") and (hasattr(m, "pretrained_cfg") or hasattr(m, "default_cfg"))
+# of the class: PEFT passes attributes through
+def is_transformers(m): return hasattr(type(m), "base_model_prefix") and hasattr(m, "config")
 
 # %% ../../nbs/api/layers/00_matchers.ipynb #02ba415a
 HEADS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "head", "heads", "fc")
@@ -59,7 +62,8 @@ def head_params(
         base = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
         head = [n for n in tops if (getattr(model, n) is not base if isinstance(base, nn.Module) else n in HEADS)]
         head = tuple(f"{n}." for n in head)
-    elif any(c.__name__ == "SequentialRNN" for c in type(model).__mro__): head = (f"{tops[-1]}.",)  # fastai's text models
+    # fastai's text models
+    elif any(c.__name__ == "SequentialRNN" for c in type(model).__mro__): head = (f"{tops[-1]}.",)
     elif type(model).__module__.startswith("torchvision.models"):
         # Of a classifier with several layers the last one makes the classes; the others are pre-trained.
         last = [n for n, m in model.named_modules() if n.split(".")[0] in HEADS and m._parameters and not is_norm(m)]
@@ -78,6 +82,7 @@ class Unit:
 def timm_units(
     model, # a timm model
     granularity, # "stage" or "block"
+    *,
     head=(), # names of the head's parameters
 ): # -> list of Unit without the head, or None where the family has no useful matcher
     "The pieces that the model's own family describes."
@@ -91,6 +96,7 @@ def timm_units(
     if len(members) < 2 or sum(map(len, members.values())) + len(head) != len(known): return None
     return [Unit(n, ns) for n, ns in zip(name_lists(list(members.values()), head), members.values())]
 
+# %% ../../nbs/api/layers/00_matchers.ipynb #ea6208c5
 def name_lists(
     lists, # lists of parameter names
     taken=(), # further parameter names, with which no beginning may be shared
@@ -101,7 +107,8 @@ def name_lists(
         for n in ns:
             for d in range(1, n.count(".") + 2): shared.setdefault(tuple(n.split(".")[:d]), set()).add(i)
     for i, ns in enumerate(lists):
-        own = [next((p[:d] for d in range(1, len(p) + 1) if shared[tuple(p[:d])] == {i}), p) for p in (n.split(".") for n in ns)]
+        own = [next((p[:d] for d in range(1, len(p) + 1) if shared[tuple(p[:d])] == {i}), p)
+               for p in (n.split(".") for n in ns)]
         tally = Counter(map(tuple, own))
         out.append("stem" if i == 0 and len(tally) > 1 else ".".join(max(tally, key=tally.get)))
     return out
@@ -110,6 +117,7 @@ def name_lists(
 def structure_units(
     model, # any nn.Module, inside its wrappers
     granularity, # "stage", "block" or "layer"
+    *,
     head=(), # names of the head's parameters
 ): # -> (list of Unit in written order, list of Unit with the own parameters of opened modules)
     "Pieces of the module tree."
@@ -124,21 +132,26 @@ def structure_units(
         "A layer, a layer with its norm, or a plain list of layers?"
         inside = kids(path, m)
         if inside and path in owners: return False
-        return not any(kids(p, c) for p, c in inside) and (isinstance(m, LISTS) or sum(not is_norm(c) for _, c in inside) < 2)
+        return (not any(kids(p, c) for p, c in inside)
+                and (isinstance(m, LISTS) or sum(not is_norm(c) for _, c in inside) < 2))
     def pieces(path, m): return [type(c) for p, c in kids(path, m) if not flat(p, c)]
     def stages(path, m, depth):
         "Is this a list of blocks, or a module that consists mostly of one? Inside a list, parts of different types make one block."
         if isinstance(m, LISTS): return len(found := pieces(path, m)) > max(1, len(set(found)) if depth else 1)
         inner = [node(p, c, 0)[:2] for p, c in kids(path, m)]
-        return any(isinstance(c, LISTS) and len(found := pieces(p, c)) > max(1, len(set(found))) and 2*len(leaves(p)) > len(leaves(path)) for p, c in inner)
+        return any(isinstance(c, LISTS) and len(found := pieces(p, c)) > max(1, len(set(found)))
+                   and 2*len(leaves(p)) > len(leaves(path)) for p, c in inner)
     def node(path, m, depth, shell=""):
         children = kids(path, m)
-        if len(children) == 1 and path not in owners: return node(*children[0], depth + (bool(path) and isinstance(m, LISTS)), shell or path)  # a shell
+        # a shell
+        if len(children) == 1 and path not in owners:
+            return node(*children[0], depth + (bool(path) and isinstance(m, LISTS)), shell or path)
         return path, m, depth, shell or path
     def opened(path, m, depth, _):
         if path in owners: own.append(Unit(path, owners[path]))
         found = pieces(path, m)  # the outermost list counts if it is one of blocks: (body, head) is none
-        deeper = depth + (isinstance(m, LISTS) and len(found) > 1 and (bool(path) or len(set(found)) == 1 and not issubclass(found[0], LISTS)))
+        deeper = depth + (isinstance(m, LISTS) and len(found) > 1
+                          and (bool(path) or len(set(found)) == 1 and not issubclass(found[0], LISTS)))
         beside = depth > 0 and not isinstance(m, LISTS)  # what stands beside a stage's list of blocks is a block, too
         return [node(p, c, 2 if beside and not isinstance(c, LISTS) else deeper) for p, c in kids(path, m)]
     def opens(path, m, depth, _):
@@ -148,9 +161,11 @@ def structure_units(
         share = len(leaves(path)) / len(leaves(""))
         if granularity == "block": return stages(path, m, depth) or (not depth and share > 1/2)
         return share > 1/4 and (not depth or stages(path, m, depth))  # in a list, what is no list is a block
-    def enough(nodes): return granularity == "stage" and sum(depth > 0 or stages(path, m, depth) for path, m, depth, _ in nodes) > 2
+    def enough(nodes):
+        return granularity == "stage" and sum(depth > 0 or stages(path, m, depth) for path, m, depth, _ in nodes) > 2
 
     nodes = opened(*node("", model, 0)) if kids("", model) else [("", model, 0, "")]
-    while not enough(nodes) and any(opens(*n) for n in nodes): nodes = [x for n in nodes for x in (opened(*n) if opens(*n) else [n])]
+    while not enough(nodes) and any(opens(*n) for n in nodes):
+        nodes = [x for n in nodes for x in (opened(*n) if opens(*n) else [n])]
     for path, _, _, shell in nodes: units.append(Unit(shell, [n for o in leaves(path) for n in owners[o]]))
     return units, own

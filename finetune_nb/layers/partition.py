@@ -10,14 +10,17 @@ import re
 
 import torch.nn as nn
 
-from .matchers import LISTS, Unit, head_params, is_norm, is_timm, see_through, structure_units, timm_units
+from .matchers import (LISTS, Unit, head_params, is_norm, is_timm, see_through,
+                                         structure_units, timm_units)
 
 # %% ../../nbs/api/layers/02_partition.ipynb #8a8ede7e
 FEW = 8  # stages
 
+# %% ../../nbs/api/layers/02_partition.ipynb #723423f1
 def cut(
     model, # any nn.Module with parameters
     granularity, # "stage", "block" or "layer"
+    *,
     rank=None, # parameter name -> order of first use; None for the written order
 ): # -> list of Unit, input side first; a known head is last and called "head"
     "Cut a network into pieces."
@@ -53,11 +56,12 @@ def cut(
         taken.add(u.name)
     return [Unit(u.name, [prefix + n for n in u.params]) for u in units]
 
+# %% ../../nbs/api/layers/02_partition.ipynb #f4698f28
 def _units(model, granularity, head):
     "(units, own parameters of opened modules, were they found by structure?)"
-    found = timm_units(model, granularity, head) if is_timm(model) and granularity != "layer" else None
+    found = timm_units(model, granularity, head=head) if is_timm(model) and granularity != "layer" else None
     if found and granularity == "stage": return found, [], False
-    units, own = structure_units(model, granularity, head)
+    units, own = structure_units(model, granularity, head=head)
     # Some matchers know stages only. If the structure has far more pieces than theirs, these are the blocks.
     if found and (len(found) > FEW or len(units) < 1.5*len(found)): return found, [], False
     return [Unit(_short(u.name, model, units), u.params) for u in units], own, True
@@ -70,6 +74,7 @@ def _fill(names, at):
         out[n] = last + .5 if at[n] is None else last
     return out
 
+# %% ../../nbs/api/layers/02_partition.ipynb #e20fc9a1
 def _strays(units, movable, at, key):
     "A norm or scale that a matcher adds to a later piece goes to the piece after which it is used."
     for u in units:
@@ -83,12 +88,14 @@ def _mixed(u): return len({n.split(".")[0] for n in u.params}) > 1
 def _short(path, model, units):
     "A unit's path without the name of the base model around all units."
     parts, common, m = path.split("."), 0, model
-    while common < len(parts) - 1 and all(u.name.split(".")[:common + 1] == parts[:common + 1] and u.name.count(".") > common for u in units):
+    while (common < len(parts) - 1
+           and all(u.name.split(".")[:common + 1] == parts[:common + 1] and u.name.count(".") > common for u in units)):
         m = m._modules[parts[common]]
         if isinstance(m, LISTS): break
         common += 1
     return ".".join(parts[common:])
 
+# %% ../../nbs/api/layers/02_partition.ipynb #9d11e889
 def _join(units, lone, back):
     "Join every unit that is `lone` to the one before it (`back`) or after it."
     out, held = [], []
@@ -101,6 +108,7 @@ def _join(units, lone, back):
     if held: out.append(Unit(units[0].name, held))
     return out if back else out[::-1]
 
+# %% ../../nbs/api/layers/02_partition.ipynb #c669bde0
 def _embeddings(units, modules, granularity):
     "Token and position tables at the input are one piece; at stage level later ones (a decoder's) join what uses them."
     def tables(u): return any(isinstance(modules[n.rpartition(".")[0]], nn.Embedding) for n in u.params) and all(
@@ -131,6 +139,7 @@ def _few(units, has_head):
         rows[i:i + 2] = [rows[i] + rows[i + 1]]
     return [Unit(_span(row[0].name, row[-1].name), [p for u in row for p in u.params]) for row in rows]
 
+# %% ../../nbs/api/layers/02_partition.ipynb #2aa8cc58
 def _chunks(units, most, has_head):
     "Rows of neighbouring numbered siblings."
     runs = []

@@ -16,9 +16,11 @@ from ..core.errors import RecipeError, unknown_name
 RULES = ("uniform", "factor", "layer_decay", "slice", "body")
 _DEFAULTS = {"factor": 2.6, "layer_decay": 0.75, "slice": 0.01, "body": 0.1}
 
+# %% ../../nbs/api/layers/04_rates.ipynb #e766fbb2
 def group_rates(
     names, # group names, input side first
     rule="uniform", # one of `RULES`, a list of shares, or a dict of name -> share
+    *,
     value=None, # the rule's number; None for its default
     head=1.0, # the head's rate is multiplied by this
 ): # -> list of shares of the recipe's rate, one a group
@@ -34,27 +36,37 @@ def group_rates(
     else:
         if rule not in RULES: raise RecipeError(unknown_name("rate rule", rule, RULES))
         value = _DEFAULTS.get(rule) if value is None else value
-        if value is not None and not _is_positive(value): raise RecipeError(f"rates: the value of '{rule}' must be a number greater than 0, not {value!r}")
-        shares = {"uniform": lambda i: 1., "factor": lambda i: value**-i, "layer_decay": lambda i: value**i, "slice": lambda i: value**(i / max(1, n - 1)),
-                  "body": lambda i: value if i else 1.}[rule]
+        if value is not None and not _is_positive(value):
+            raise RecipeError(f"rates: the value of '{rule}' must be a number greater than 0, not {value!r}")
+        shares = {"uniform": lambda i: 1., "factor": lambda i: value**-i, "layer_decay": lambda i: value**i,
+                  "slice": lambda i: value**(i / max(1, n - 1)), "body": lambda i: value if i else 1.}[rule]
         shares = [shares(n - 1 - i) for i in range(n)]
-    if not _is_positive(head): raise RecipeError(f"rates: the head's multiplier must be a number greater than 0, not {head!r}")
+    if not _is_positive(head):
+        raise RecipeError(f"rates: the head's multiplier must be a number greater than 0, not {head!r}")
     for name, s in zip(names, shares):
-        if not (_is_positive(s) or s == 0): raise RecipeError(f"rates: the share of '{name}' must be a number of at least 0, not {s!r}")
+        if not (_is_positive(s) or s == 0):
+            raise RecipeError(f"rates: the share of '{name}' must be a number of at least 0, not {s!r}")
     return [float(s) for s in shares[:-1]] + [float(shares[-1]) * head]
 
+# %% ../../nbs/api/layers/04_rates.ipynb #757e8404
 def _is_positive(x): return isinstance(x, Real) and not isinstance(x, bool) and 0 < x < math.inf
 
 # %% ../../nbs/api/layers/04_rates.ipynb #9b6e95ba
 def plot_group_rates(
     names, # group names, input side first
     rates, # label -> rates, one a group
+    *,
     ax=None, # matplotlib axes
 ): # -> axes
     "Rates over groups on a logarithmic scale, one line for each entry of `rates`."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(7, 3), layout="constrained")[1]
-    for i, (label, r) in enumerate(rates.items()): ax.plot(range(len(names)), [x or math.nan for x in r], marker="osD^vP*X"[i % 8], ms=5, color=COLOURS[i % 8], label=label)
-    ax.set_yscale("log"); ax.set_xticks(range(len(names)), names, rotation=45 if len(names) > 8 else 0, ha="right" if len(names) > 8 else "center", fontsize=8)
-    ax.set_ylabel("share of the head's rate"); ax.set_xlabel("layer group, input side first"); ax.grid(alpha=.25, which="major"); ax.legend(fontsize=8)
+    for i, (label, r) in enumerate(rates.items()):
+        ax.plot(range(len(names)), [x or math.nan for x in r], marker="osD^vP*X"[i % 8], ms=5, color=COLOURS[i % 8],
+                label=label)
+    ax.set_yscale("log")
+    ax.set_xticks(range(len(names)), names, rotation=45 if len(names) > 8 else 0,
+                  ha="right" if len(names) > 8 else "center", fontsize=8)
+    ax.set_ylabel("share of the head's rate"); ax.set_xlabel("layer group, input side first")
+    ax.grid(alpha=.25, which="major"); ax.legend(fontsize=8)
     return ax

@@ -14,17 +14,20 @@ from ..core.errors import ModelError, unknown_name
 def create_model(
     architecture:str, # a timm model name, such as "resnet18"
     num_classes=1000, # outputs of the classifier; 0 for none
+    *,
     in_chans=3, # channels of the input, 1 for grey
     stem_pool=True, # keep the max-pooling of a ResNet's stem?
     **kwargs, # further arguments of `timm.create_model`
 ): # -> torch.nn.Module with random weights
     "Build a timm model with random weights."
     import timm, torch.nn as nn
-    if not timm.is_model(architecture): raise ModelError(unknown_name("architecture", architecture, nearby_names(architecture)))
+    if not timm.is_model(architecture):
+        raise ModelError(unknown_name("architecture", architecture, nearby_names(architecture)))
     try: model = timm.create_model(architecture, num_classes=num_classes, in_chans=in_chans, **kwargs)
     except TypeError as e: raise ModelError(f"timm cannot build '{architecture}' so: {e}") from None
     if not stem_pool:
-        if not hasattr(model, "maxpool"): raise ModelError(f"'{architecture}' has no stem pooling to leave out (stem_pool=False)")
+        if not hasattr(model, "maxpool"):
+            raise ModelError(f"'{architecture}' has no stem pooling to leave out (stem_pool=False)")
         model.maxpool = nn.Identity()
     return model
 
@@ -33,7 +36,8 @@ def nearby_names(
 ): # -> list of at most eight timm names
     "A handful of timm names near `name`; the whole list would fill the screen."
     import difflib, timm
-    return difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5) or ["resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224"]
+    return (difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)
+            or ["resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224"])
 
 # %% ../../nbs/api/models/00_architecture.ipynb #3a47092a
 @contextmanager
@@ -70,5 +74,7 @@ def cost(
             with torch.device(device): model = build().eval()
             with FlopCounterMode(display=False) as count, torch.no_grad(): model(**inputs(model, device))
             return dict(parameters=sum(p.numel() for p in model.parameters()), macs=count.get_total_flops() // 2)
-        except (RuntimeError, NotImplementedError) as e:  # some networks look at values while they are built, which meta tensors do not have
-            if device == "cpu": raise ModelError(f"this network's cost cannot be measured ({str(e).splitlines()[0][:100]})") from None
+        # some networks look at values while they are built, which meta tensors do not have
+        except (RuntimeError, NotImplementedError) as e:
+            if device == "cpu":
+                raise ModelError(f"this network's cost cannot be measured ({str(e).splitlines()[0][:100]})") from None

@@ -16,11 +16,13 @@ from ..core.errors import ModelError
 def import_text():
     "transformers, or one line that says how to get it."
     try: import transformers
-    except ImportError: raise ModelError('models of the transformers library need an extra: pip install "finetune_nb[text]"') from None
+    except ImportError:
+        raise ModelError('models of the transformers library need an extra: pip install "finetune_nb[text]"') from None
     logging.getLogger("transformers.integrations.hub_kernels").addFilter(_no_kernels)
     return transformers
 
-def _no_kernels(record): return "falling back to its reference" not in record.getMessage()  # on a CPU there is nothing else to fall back from
+# on a CPU there is nothing else to fall back from
+def _no_kernels(record): return "falling back to its reference" not in record.getMessage()
 
 @contextmanager
 def quiet():
@@ -33,11 +35,13 @@ def quiet():
         log.set_verbosity(level)
         if bars: log.enable_progress_bar()
 
+# %% ../../nbs/api/models/01_hub.ipynb #18ad939c
 def fetch(
     source, # hub name or folder
     what, # is fetched, for the message
     offline, # "yes" never asks the network
     get, # called without arguments
+    *,
     instead="docs_lm", # a bundled model that could do
 ):
     "Do `get` and turn the many errors of the library and the hub into one line."
@@ -45,33 +49,49 @@ def fetch(
     except Exception as e:  # transformers, the hub client and its transports raise dozens of kinds
         text = " ".join(str(e).split())
         local = Path(source).is_dir()
-        if "trust_remote_code" in text or "custom code" in text: why = "it needs code of its own, which the kit never runs; choose a model that transformers knows"
-        elif "safetensors" in text or "no file named pytorch_model" in text: why = "it has no model.safetensors; other files are pickles, which can run any code. Convert it where it came from"
-        elif "nrecognized" in text or "not recognize" in text: why = "transformers knows no such model or tokeniser for it"
+        if "trust_remote_code" in text or "custom code" in text:
+            why = "it needs code of its own, which the kit never runs; choose a model that transformers knows"
+        elif "safetensors" in text or "no file named pytorch_model" in text:
+            why = ("it has no model.safetensors; other files are pickles, which can run any code. Convert it "
+                   "where it came from")
+        elif "nrecognized" in text or "not recognize" in text:
+            why = "transformers knows no such model or tokeniser for it"
         elif local: why = f"{text[:150]}. A folder needs config.json, model.safetensors and the tokeniser's files"
         elif offline == "yes": why = f"offline = yes and not in the local cache. Give a local folder or use {instead}"
-        else: why = f"{type(e).__name__}; no such model, or the hub is out of reach. Give a local folder or use {instead}"
+        else:
+            why = f"{type(e).__name__}; no such model, or the hub is out of reach. Give a local folder or use {instead}"
         raise ModelError(f"cannot load the {what} of '{source}': {why}") from None
 
+# %% ../../nbs/api/models/01_hub.ipynb #2dc11b27
 def config_and_tokenizer(
     source, # hub name or folder
     offline="auto", # "yes" never asks the network
+    *,
     instead="docs_lm", # a bundled model that could do
 ): # -> (transformers configuration, tokeniser with a filler)
     "Configuration and tokeniser that belong together."
     transformers, common = import_text(), dict(local_files_only=offline == "yes", trust_remote_code=False)
-    config = fetch(source, "configuration", offline, lambda: transformers.AutoConfig.from_pretrained(source, **common), instead)
-    tok = fetch(source, "tokeniser", offline, lambda: transformers.AutoTokenizer.from_pretrained(source, **common), instead)
+    config = fetch(source, "configuration", offline, lambda: transformers.AutoConfig.from_pretrained(source, **common),
+                   instead=instead)
+    tok = fetch(source, "tokeniser", offline, lambda: transformers.AutoTokenizer.from_pretrained(source, **common),
+                instead=instead)
     # Without its files transformers makes up an empty tokeniser instead of complaining.
-    if set(tok.get_vocab()) <= set(tok.all_special_tokens): raise ModelError(f"'{source}' has no tokeniser files; save them beside the model (tokenizer.save_pretrained)")
-    if len(tok) > (config.vocab_size or 0): raise ModelError(f"the tokeniser of '{source}' knows {len(tok)} tokens, its model {config.vocab_size}; they do not belong together")
+    if set(tok.get_vocab()) <= set(tok.all_special_tokens):
+        raise ModelError(f"'{source}' has no tokeniser files; save them beside the model (tokenizer.save_pretrained)")
+    if len(tok) > (config.vocab_size or 0):
+        raise ModelError(f"the tokeniser of '{source}' knows {len(tok)} tokens, its model {config.vocab_size}; they do "
+                         "not belong together")
     if tok.pad_token_id is None: tok.pad_token = tok.eos_token or tok.unk_token
-    if tok.pad_token_id is None: raise ModelError(f"the tokeniser of '{source}' has neither a filler nor an end-of-text token; set its pad_token")
+    if tok.pad_token_id is None:
+        raise ModelError(
+            f"the tokeniser of '{source}' has neither a filler nor an end-of-text token; set its pad_token")
     return config, tok
 
+# %% ../../nbs/api/models/01_hub.ipynb #7056cb61
 def context_length(
     tok, # a tokeniser
     config, # of its model
 ): # -> tokens, or None where neither says
     "How many tokens a model reads at once; tokenisers say 10^30 where they do not know."
-    return min((n for n in (tok.model_max_length, getattr(config, "max_position_embeddings", None)) if n and n < 10**6), default=None)
+    return min((n for n in (tok.model_max_length, getattr(config, "max_position_embeddings", None)) if n and n < 10**6),
+               default=None)

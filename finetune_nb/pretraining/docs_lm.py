@@ -19,7 +19,8 @@ from ..core.files import content_hash, load_tensors, save_tensors, sha256, write
 from ..core.progress import progress
 from ..core.seeds import rng, set_seed
 from ..models.load import BUNDLED
-from ..models.language import SPECIALS, PieceTokenizer, Streams, language_model, lm_state, load_lm_state, perplexity, split_words
+from ..models.language import (SPECIALS, PieceTokenizer, Streams, language_model, lm_state, load_lm_state,
+                                         perplexity, split_words)
 from .loop import load_optimisers, optimiser_tensors, rate_at, run_command
 from ..data.builtin.docs import PACKAGES, Fresh, licence_of, package_root, read_texts
 
@@ -52,6 +53,7 @@ def split_corpus(texts, seed=0):
 def learn_pieces(
     texts, # list of str
     size=8000, # pieces in all
+    *,
     frequent=4, # a sign is a piece of its own if it occurs so often
 ): # -> list of pieces, marks first
     "Learn a vocabulary of word pieces."
@@ -99,7 +101,8 @@ def baselines(
         return one, two, Counter(i for t in texts for i in t[:-1]), sum(one.values())
     def score(tables, texts, mix):
         one, two, before, n = tables
-        logs = [math.log(mix*two[a, b]/max(1, before[a]) + (1 - mix)*(one[b] + 1)/(n + size)) for t in texts for a, b in zip(t[:256], t[1:256])]
+        logs = [math.log(mix*two[a, b]/max(1, before[a]) + (1 - mix)*(one[b] + 1)/(n + size)) for t in texts
+                for a, b in zip(t[:256], t[1:256])]
         return math.exp(-sum(logs)/len(logs))
     cut = len(train)*9//10
     inner = count(train[:cut])
@@ -126,9 +129,11 @@ def _unpack(tensors, model, opt):
     model[0].hidden = [tuple(tensors[f"hidden/{l}/{i}"] for i in (0, 1)) for l in layers]
     model[0].bs = model[0].hidden[0][0].shape[1]
 
+# %% ../../nbs/api/pretraining/04_docs_lm.ipynb #5a6cfc0d
 def pretrain(
     out, # folder for the checkpoint
     steps=8000, # optimiser steps
+    *,
     streams=8, # texts read side by side; few, since a small corpus has to give many steps
     length=64, # pieces between two steps
     vocab=8000, # pieces in the vocabulary
@@ -149,12 +154,14 @@ def pretrain(
     tok = PieceTokenizer(learn_pieces(train, vocab))
     train, held = tok(train), tok(held)
     arch = dict(architecture or ARCHITECTURE, vocab_sz=len(tok.vocab))
-    run = dict(architecture=arch, steps=steps, streams=streams, length=length, peak=peak, weight_decay=weight_decay, drop_mult=drop_mult, seed=seed)
+    run = dict(architecture=arch, steps=steps, streams=streams, length=length, peak=peak, weight_decay=weight_decay,
+               drop_mult=drop_mult, seed=seed)
     name = content_hash([run, content_hash([tok.vocab, [t for *_, t in texts]])])
     set_seed(seed)
     model = language_model(arch, drop_mult).train()
     start_bias(model, train)
-    opt, state, start, log = torch.optim.AdamW(model.parameters(), lr=peak, betas=(.9, .99), weight_decay=weight_decay, fused=True), out/"state.safetensors", 0, []
+    opt, state, start, log = torch.optim.AdamW(model.parameters(), lr=peak, betas=(.9, .99), weight_decay=weight_decay,
+                                               fused=True), out/"state.safetensors", 0, []
     model[0].bs = streams; model.reset()
     if state.exists():
         tensors, meta = load_tensors(state)
@@ -170,13 +177,16 @@ def pretrain(
         loss = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
         opt.zero_grad(); loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), .5); opt.step()
-        if not math.isfinite(loss.item()): raise FileError(f"the loss became {loss.item()} at step {step}; lower the rate (peak={peak})")
+        if not math.isfinite(loss.item()):
+            raise FileError(f"the loss became {loss.item()} at step {step}; lower the rate (peak={peak})")
         if (step + 1) % save_every == 0 or step + 1 == last:
             log.append([step + 1, round(loss.item(), 4)])
-            save_tensors(state, _pack(model, opt), {"run": name, "step": str(step + 1), "log": json.dumps(log)})
+            save_tensors(state, _pack(model, opt), meta={"run": name, "step": str(step + 1), "log": json.dumps(log)})
     if last < steps: return None
-    results = {"perplexity_held_out": perplexity(model, held), **{f"perplexity_{k}": v for k, v in baselines(train, held, len(tok.vocab)).items()},
-               "texts": len(train), "tokens": sum(map(len, train)), "tokens_seen": steps*streams*length, "held_out_texts": len(held), "epochs": round(steps/batches.each, 2)}
+    results = {"perplexity_held_out": perplexity(model, held),
+               **{f"perplexity_{k}": v for k, v in baselines(train, held, len(tok.vocab)).items()},
+               "texts": len(train), "tokens": sum(map(len, train)), "tokens_seen": steps*streams*length,
+               "held_out_texts": len(held), "epochs": round(steps/batches.each, 2)}
     _ship(out, model, tok, run, results, log, Counter(p for p, *_ in texts))
     state.unlink()
     return results
@@ -184,8 +194,10 @@ def pretrain(
 # %% ../../nbs/api/pretraining/04_docs_lm.ipynb #2a2bebb6
 def _ship(out, model, tok, run, results, log, sources):
     save_tensors(out/"model.safetensors", {k: v.half() for k, v in lm_state(model).items()})
-    config = dict(modality="text", architecture=run["architecture"], input=dict(max_length=64, pad_side="right"), vocab=tok.vocab, licence="Apache-2.0",
-                  sha256=sha256(out/"model.safetensors"), training={k: v for k, v in run.items() if k != "architecture"},
+    config = dict(modality="text", architecture=run["architecture"], input=dict(max_length=64, pad_side="right"),
+                  vocab=tok.vocab, licence="Apache-2.0",
+                  sha256=sha256(out/"model.safetensors"),
+                  training={k: v for k, v in run.items() if k != "architecture"},
                   results=results, log=log, parameters=sum(p.numel() for p in model.parameters()),
                   sources=[dict(package=p, texts=n, **licence_of(p)) for p, n in sorted(sources.items())])
     write_json(out/"config.json", config)
@@ -194,8 +206,10 @@ def _ship(out, model, tok, run, results, log, sources):
 def card(config):
     "The model card (markdown) of a checkpoint, from its config.json."
     used = ", ".join(f"{s['package']} {s['version']} ({s['licence']})" for s in config["sources"])
-    return _CARD.format(**config["training"], **config["results"], **config["architecture"], sha256=config["sha256"], parameters=config["parameters"], used=used)
+    return _CARD.format(**config["training"], **config["results"], **config["architecture"], sha256=config["sha256"],
+                        parameters=config["parameters"], used=used)
 
+# %% ../../nbs/api/pretraining/04_docs_lm.ipynb #9ad107c9
 _CARD = """# docs_lm
 
 A small English language model (AWD-LSTM as in fastai: {n_layers} layers, embedding {emb_sz}, hidden size {n_hid}, {vocab_sz:,} word pieces, {parameters:,} parameters), pre-trained on

@@ -34,10 +34,12 @@ def split_bank(
     held[list(first.values())] = False
     return bank.select(~held), bank.select(held)
 
+# %% ../../nbs/api/pretraining/01_glyph_resnet.ipynb #8331ff52
 def batch(
     bank:GlyphBank, # drawings to choose from
     step:int, # number of the batch
     size:int, # images in it
+    *,
     seed=0, # of the whole run
     distort=distort, # function that distorts a batch of drawings
     **kwargs, # its arguments
@@ -45,7 +47,8 @@ def batch(
     "Batch number `step` of the run `seed`: always the same one, so a resumed run sees what an uninterrupted one sees."
     g = torch.Generator().manual_seed(int(rng(seed, "batch", step).integers(2**62)))
     # Characters first, then one of their drawings: every class is equally frequent however many fonts have it.
-    pick = _by_class(bank)[torch.randint(len(bank.chars), (size,), generator=g), torch.randint(64, (size,), generator=g)]
+    pick = _by_class(bank)[torch.randint(len(bank.chars), (size,), generator=g), torch.randint(
+        64, (size,), generator=g)]
     return distort(bank.images[pick], g, **kwargs), bank.labels[pick]
 
 def _by_class(bank):
@@ -61,10 +64,12 @@ INPUT = dict(size=32, channels=1, mean=[0.25], std=[0.3])  # rounded statistics 
 
 # %% ../../nbs/api/pretraining/01_glyph_resnet.ipynb #b1cf8166
 def _optimizer(model, peak, weight_decay):
-    # Norms and biases are not decayed: pulling a scale towards zero shrinks the signal, it does not simplify the function.
+    # Norms and biases are not decayed: pulling a scale towards zero shrinks the signal, it does not simplify the
+    # function.
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW([{"params": decay}, {"params": plain, "weight_decay": 0.}], lr=peak, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW([{"params": decay}, {"params": plain, "weight_decay": 0.}], lr=peak,
+                             weight_decay=weight_decay, fused=True)
 
 def _pack(model, opt):
     return {f"model/{k}": v for k, v in model.state_dict().items()} | optimiser_tensors(model, opt)
@@ -73,9 +78,11 @@ def _unpack(tensors, model, opt):
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
     load_optimisers(tensors, model, opt)
 
+# %% ../../nbs/api/pretraining/01_glyph_resnet.ipynb #4a201804
 def pretrain(
     out, # folder for the checkpoint
     steps=20000, # optimiser steps
+    *,
     size=128, # images a step
     peak=3e-3, # highest learning rate
     weight_decay=0.05, # of AdamW, on weights with two or more dimensions
@@ -88,15 +95,18 @@ def pretrain(
     architecture=None, # arguments of `create_model`; None for `ARCHITECTURE`
     write_card=None, # function of config.json's dict that writes the model card; None for `card`
     tested=4096, # images on which each accuracy is measured
-    source=None, # other images than characters: dict(bank=, distort=, input=) of things like a `GlyphBank`, `distort` and `INPUT`
+    # other images than characters: dict(bank=, distort=, input=) of things like a `GlyphBank`, `distort` and `INPUT`
+    source=None,
 ): # -> dict of results, or None if stopped before the end
     "Pre-train, or go on with, the network in `out`; ends by writing model.safetensors (fp16), config.json and README.md."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     architecture, distortion = architecture or ARCHITECTURE, distortion or {}
     source = source or dict(bank=glyph_bank(chars or pretraining_chars()), distort=distort, input=INPUT)
-    (train, held), how, input = split_bank(source["bank"], seed), dict(distortion, distort=source["distort"]), source["input"]
+    (train,
+     held), how, input = split_bank(source["bank"], seed), dict(distortion, distort=source["distort"]), source["input"]
     classes = "".join(train.chars) if all(len(c) == 1 for c in train.chars) else train.chars
-    run = dict(architecture, steps=steps, size=size, peak=peak, weight_decay=weight_decay, seed=seed, chars=classes, distortion=distortion)
+    run = dict(architecture, steps=steps, size=size, peak=peak, weight_decay=weight_decay, seed=seed, chars=classes,
+               distortion=distortion)
     set_seed(seed)
     model = to_fast_layout(create_model(**architecture, num_classes=len(train.chars)))
     opt, state, start, log = _optimizer(model, peak, weight_decay), out/"state.safetensors", 0, []
@@ -109,24 +119,29 @@ def pretrain(
     last = min(steps, start + (stop_after or steps))
     for step in progress(range(start, last), what="pre-training", quiet=quiet):
         for group in opt.param_groups: group["lr"] = rate_at(step, steps, peak)
-        x, y = batch(train, step, size, seed, **how)
+        x, y = batch(train, step, size, seed=seed, **how)
         loss = F.cross_entropy(model(((x - mean)/std).to(memory_format=torch.channels_last)), y)
         opt.zero_grad(); loss.backward(); opt.step()
-        if not math.isfinite(loss.item()): raise FileError(f"the loss became {loss.item()} at step {step}; lower the rate (peak={peak})")
+        if not math.isfinite(loss.item()):
+            raise FileError(f"the loss became {loss.item()} at step {step}; lower the rate (peak={peak})")
         if (step + 1) % save_every == 0 or step + 1 == last:
             log.append([step + 1, round(loss.item(), 4)])
-            save_tensors(state, _pack(model, opt), {"run": content_hash(run), "step": str(step + 1), "log": json.dumps(log)})
+            save_tensors(state, _pack(model, opt),
+                         meta={"run": content_hash(run), "step": str(step + 1), "log": json.dumps(log)})
     if last < steps: return None
-    results = {"accuracy": accuracy(model, train, seed, tested, input=input, **how), "accuracy_unseen_drawings": accuracy(model, held, seed, tested, input=input, **how),
+    results = {"accuracy": accuracy(model, train, seed=seed, n=tested, input=input, **how),
+               "accuracy_unseen_drawings": accuracy(model, held, seed=seed, n=tested, input=input, **how),
                "classes": len(train.chars), "drawings": len(train), "images_seen": steps * size}
     _ship(out, model, architecture, run, results, log, write_card or card, input)
     state.unlink()
     return results
 
+# %% ../../nbs/api/pretraining/01_glyph_resnet.ipynb #28e648e4
 @torch.no_grad()
 def accuracy(
     model, # network over the bank's classes
     bank:GlyphBank, # drawings to test on
+    *,
     seed=0, # of the distortions
     n=4096, # images
     distort=distort, # function that distorts a batch of drawings
@@ -150,8 +165,9 @@ def _ship(out, model, architecture, run, results, log, write_card, input):
     state = {k: (v.half() if v.is_floating_point() and "running" not in k else v) for k, v in model.state_dict().items()
              if not k.endswith("num_batches_tracked")}
     save_tensors(out/"model.safetensors", state)
-    config = dict(architecture=architecture, num_classes=len(run["chars"]), input=input, classes=run["chars"], licence="Apache-2.0",
-                  sha256=sha256(out/"model.safetensors"), training={k: run[k] for k in ("steps", "size", "peak", "weight_decay", "seed", "distortion")},
+    config = dict(architecture=architecture, num_classes=len(run["chars"]), input=input,
+                  classes=run["chars"], licence="Apache-2.0", sha256=sha256(out/"model.safetensors"),
+                  training={k: run[k] for k in ("steps", "size", "peak", "weight_decay", "seed", "distortion")},
                   results=results, log=log)
     config["parameters"] = sum(p.numel() for p in model.parameters())
     write_json(out/"config.json", config)
@@ -159,8 +175,10 @@ def _ship(out, model, architecture, run, results, log, write_card, input):
 
 def card(config):
     "The model card (markdown) of a checkpoint, from its config.json."
-    return _CARD.format(**config["training"], **config["results"], sha256=config["sha256"], parameters=config["parameters"])
+    return _CARD.format(**config["training"], **config["results"], sha256=config["sha256"],
+                        parameters=config["parameters"])
 
+# %% ../../nbs/api/pretraining/01_glyph_resnet.ipynb #fa20f89b
 _CARD = """# glyph_resnet
 
 A small image classifier (timm `resnet10t`, channels 24/48/96/192, no max-pooling, grey 32 x 32 input, {parameters:,} parameters with its

@@ -17,6 +17,7 @@ def rate_at(
     step, # 0-based
     steps, # in the whole run
     peak, # highest rate
+    *,
     warm=0.05, # share of the steps spent rising
 ):
     "Learning rate: linear rise, then half a cosine down to nothing."
@@ -47,7 +48,8 @@ def load_optimisers(
         _, name, slot = key.split("/")
         p = params[name]
         # Moments must lie in memory as their parameter does: the fused step checks it.
-        owner[p].state[p][slot] = torch.empty_like(p, memory_format=torch.preserve_format).copy_(v) if v.ndim else v.clone()
+        owner[p].state[p][slot] = (torch.empty_like(p, memory_format=torch.preserve_format).copy_(v) if v.ndim
+                                   else v.clone())
 
 # %% ../../nbs/api/pretraining/00_loop.ipynb #75929085
 def run_command(
@@ -56,6 +58,7 @@ def run_command(
     steps, # optimiser steps, unless told otherwise
     seconds, # that a step takes, about
     threads, # that it computes with
+    *,
     argv=None, # list of arguments; None for the command line's
 ): # -> exit status
     "Make one checkpoint. What is finished is left alone; what was interrupted goes on."
@@ -71,8 +74,10 @@ def run_command(
         print(f"{out} holds a finished checkpoint already; give another folder (--out)", file=sys.stderr)
         return 0
     torch.set_num_threads(a.threads)
-    print(f"pre-training for {a.steps} steps into {out}; about {a.steps * seconds / 60:.0f} minutes on {a.threads} laptop core{'s' * (a.threads > 1)}", file=sys.stderr)
+    print(f"pre-training for {a.steps} steps into {out}; about {a.steps * seconds / 60:.0f} minutes on {a.threads} "
+          f"laptop core{'s' * (a.threads > 1)}", file=sys.stderr)
     try: print(json.dumps(pretrain(out, steps=a.steps, seed=a.seed), indent=1))
-    except KeyboardInterrupt: print("interrupted; the same command goes on from the last save", file=sys.stderr); return 130
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last save", file=sys.stderr); return 130
     except FinetuneError as e: print(f"error: {e}", file=sys.stderr); return e.exit_code
     return 0

@@ -16,7 +16,9 @@ from ..core.settings import default_ini, settings
 from .prepare import PICTURES, SPLIT_OF, class_files, fits, look_at, texts_from
 
 # %% ../../nbs/api/projects/01_new.ipynb #6e56cb16
-KINDS = {"image": "a folder with a folder of pictures for each class", "text": "a csv, tsv, json or jsonl file of texts and their classes, a folder with train and test files of that sort, or a folder of .txt files for each class",
+KINDS = {"image": "a folder with a folder of pictures for each class",
+         "text": "a csv, tsv, json or jsonl file of texts and their classes, a folder with train and test files of "
+                 "that sort, or a folder of .txt files for each class",
          "rag": "a folder of .md, .txt, .pdf or .csv documents, or a SQuAD file"}
 TEMPLATES = Path(finetune_nb.__file__).parent/"projects"/"templates"
 FEWEST = 4  # items of a class: one to choose rates on, one to test, two to learn from
@@ -32,6 +34,7 @@ def template(
         if c["cell_type"] == "code": c.update(outputs=[], execution_count=None)
     return nb
 
+# %% ../../nbs/api/projects/01_new.ipynb #0850c736
 def filled(
     nb, # of `template`
     title, # replaces the heading
@@ -52,6 +55,7 @@ def filled(
 def check_data(
     kind, # a name of `KINDS`
     data, # file or folder
+    *,
     questions=None, # csv of questions, for rag
     text=None, label=None, # columns of a table of texts
 ): # -> (parameters of the notebook, what was found as lines, files to write: dict of name -> text)
@@ -61,16 +65,27 @@ def check_data(
         if given is not None and kind != of: raise FinetuneError(f"{name} is for projects of kind {of}, not {kind}")
     path, found = Path(data).expanduser(), look_at(Path(data))
     could = fits(path)
-    if kind not in could: raise TaskError(f"{path} holds {_listed(found)}; a project of kind {kind} needs {KINDS[kind]}" + (f". --kind {could[0]} would fit" if could else ""))
+    if kind not in could:
+        raise TaskError(f"{path} holds {_listed(found)}; a project of kind {kind} needs {KINDS[kind]}"
+                        + (f". --kind {could[0]} would fit" if could else ""))
     return {"image": _check_images, "text": _check_texts, "rag": _check_documents}[kind](path, questions, text, label)
 
-def _listed(found): return ", ".join(f"{n} {k if k != 'other' else 'other files'}" for k, n in found.most_common()) or "no files"
+def _listed(found):
+    return ", ".join(f"{n} {k if k != 'other' else 'other files'}" for k, n in found.most_common()) or "no files"
 
+# %% ../../nbs/api/projects/01_new.ipynb #9f2aec1e
 def _enough(counts, path, what):
-    if len(counts) < 2: raise TaskError(f"{path}: {'only the class ' + next(iter(counts)) if counts else 'no class'}; two classes at least are needed")
+    if len(counts) < 2:
+        raise TaskError(f"{path}: {'only the class ' + next(iter(counts)) if counts else 'no class'}; two classes at "
+                        "least are needed")
     few = {c: n for c, n in counts.items() if n < FEWEST}
-    if few: raise TaskError(f"{path}: class {min(few, key=few.get)} has {min(few.values())} {what}{' (and ' + str(len(few) - 1) + ' more classes have too few)' if len(few) > 1 else ''}; {FEWEST} are the least, 20 are better")
+    if few:
+        raise TaskError(
+            f"{path}: class {min(few, key=few.get)} has {min(few.values())} "
+            f"{what}{' (and ' + str(len(few) - 1) + ' more classes have too few)' if len(few) > 1 else ''}; "
+            f"{FEWEST} are the least, 20 are better")
 
+# %% ../../nbs/api/projects/01_new.ipynb #c201b735
 def _budget(task):
     "Labels a class: all of them, unless they are so many that an afternoon would not do."
     n = len(task.labels["train"])
@@ -78,7 +93,8 @@ def _budget(task):
     return each if n > 3000 and 5 <= each <= task.max_labels else None
 
 def _about(task, labels):
-    return [f"{len(task.classes)} classes: {', '.join(task.classes[:8])}{', ...' if len(task.classes) > 8 else ''}", ", ".join(f"{len(y):,} {s}" for s, y in task.labels.items()) + f" ({task.source})",
+    return [f"{len(task.classes)} classes: {', '.join(task.classes[:8])}{', ...' if len(task.classes) > 8 else ''}",
+            ", ".join(f"{len(y):,} {s}" for s, y in task.labels.items()) + f" ({task.source})",
             f"{labels or 'all'} labelled training items a class are used"]
 
 def _check_images(path, questions, text, label):
@@ -92,9 +108,10 @@ def _check_images(path, questions, text, label):
     labels = _budget(task)
     return dict(DATA=str(path.resolve()), LABELS=labels), _about(task, labels), {}
 
+# %% ../../nbs/api/projects/01_new.ipynb #9fe98caf
 def _check_texts(path, questions, text, label):
     from finetune_nb.data.registry import load_task
-    table, how = texts_from(path, text, label)
+    table, how = texts_from(path, text, label=label)
     _enough(table.label.value_counts().to_dict(), path, "texts")
     table, how = _smaller_valid(table, how)
     csv = table.to_csv(index=False, lineterminator="\n")
@@ -104,14 +121,20 @@ def _check_texts(path, questions, text, label):
         except TaskError as e: raise TaskError(str(e).replace(str(f.resolve()), str(path))) from None
     labels, large = _budget(task), len(task.labels["valid"]) + len(task.labels["test"]) > 3000
     values = dict(DATA="data.csv", LABELS=labels) | (dict(SEEDS=3, RATES=3) if large else {})
-    return values, [*_about(task, labels), *(["three seeds and three learning rates, since so many texts are answered in every run"] if large else []), f"data.csv was made {how}"], {"data.csv": csv}
+    return values, [*_about(task, labels),
+                    *(["three seeds and three learning rates, since so many texts are answered in every run"] if large
+                      else []), f"data.csv was made {how}"], {"data.csv": csv}
 
+# %% ../../nbs/api/projects/01_new.ipynb #810f4752
 def _smaller_valid(table, how, most=1000):
     "A validation part is asked many times in every run: of a large one so many texts stay, class by class, the others train. The test part stays as it is."
     valid = table.split.str.strip().str.lower().map(lambda s: SPLIT_OF.get(s) == "valid") if "split" in table else None
     if valid is None or valid.sum() <= most: return table, how
-    extra = valid & (table[valid].groupby("label").cumcount().reindex(table.index, fill_value=0) >= max(2, most//table.label.nunique()))
-    return table.assign(split=table.split.where(~extra, "train")), f"{how}; {extra.sum():,} validation texts train instead, {(valid & ~extra).sum():,} are enough to choose on"
+    extra = valid & (table[valid].groupby("label").cumcount().reindex(table.index, fill_value=0)
+                     >= max(2, most//table.label.nunique()))
+    return (table.assign(split=table.split.where(~extra, "train")),
+            f"{how}; {extra.sum():,} validation texts train instead, {(valid & ~extra).sum():,} are "
+            "enough to choose on")
 
 def _check_documents(path, questions, text, label):
     from finetune_nb.projects.prepare import made_questions
@@ -119,18 +142,26 @@ def _check_documents(path, questions, text, label):
     from finetune_nb.rag_vs_ft.documents import own_data
     squad = path.suffix.lower() == ".json"
     passages = own_data(path).passages if squad else read_documents(path)
-    if len(passages) < 5: raise TaskError(f"{path} makes {len(passages)} passages; search needs something to choose from, 5 are the least")
+    if len(passages) < 5:
+        raise TaskError(
+            f"{path} makes {len(passages)} passages; search needs something to choose from, 5 are the least")
     if questions is not None or squad:
         parts = own_data(path, questions).parts
         asked = [q for qs in parts.values() for q in qs]
-        lines = [f"{len(asked)} questions ({sum(bool(q.answer) for q in asked)} with an answer) from {Path(questions or path).name}"]
-    else: lines = [f"{len(made_questions(passages)[1])} questions made from the documents themselves; your own tell more (see README.md)"]
-    return dict(DATA=str(path.resolve()), QUESTIONS=None if questions is None else str(Path(questions).expanduser().resolve())), [f"{len(passages):,} passages, {sum(len(p.text.split()) for p in passages):,} words", *lines], {}
+        lines = [f"{len(asked)} questions ({sum(bool(q.answer) for q in asked)} with an answer) from "
+                 f"{Path(questions or path).name}"]
+    else:
+        lines = [f"{len(made_questions(passages)[1])} questions made from the documents themselves; your own tell more "
+                 "(see README.md)"]
+    return (dict(DATA=str(path.resolve()),
+                 QUESTIONS=None if questions is None else str(Path(questions).expanduser().resolve())),
+            [f"{len(passages):,} passages, {sum(len(p.text.split()) for p in passages):,} words", *lines], {})
 
 # %% ../../nbs/api/projects/01_new.ipynb #05639132
 def new_project(
     folder, # to be made: not there yet, or empty
     kind, # image, text or rag
+    *,
     data=None, # file or folder; None for what comes with the kit
     questions=None, # csv of questions, for rag
     text=None, label=None, # columns of a table of texts
@@ -142,21 +173,28 @@ def new_project(
     "Make a project about `data`: project.ipynb, settings.ini, README.md and run.py."
     folder, s = Path(folder).expanduser(), settings(settings_file, profile=profile)
     if kind not in KINDS: raise FinetuneError(unknown_name("kind of project", kind, KINDS))
-    if folder.exists() and not folder.is_dir(): raise FileError(f"{folder} is a file; name a folder that is not there yet")
-    if folder.is_dir() and any(folder.iterdir()): raise FileError(f"{folder} is not empty; name a folder that is not there yet")
-    if weights is not None and kind == "rag": raise FinetuneError("--weights is for projects of kind image and text; give a model's folder (--model)")
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder} is a file; name a folder that is not there yet")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileError(f"{folder} is not empty; name a folder that is not there yet")
+    if weights is not None and kind == "rag":
+        raise FinetuneError("--weights is for projects of kind image and text; give a model's folder (--model)")
     for what in (weights, questions):
         if what is not None and not Path(what).expanduser().is_file(): raise FileError(f"no such file: {what}")
     if model is not None: _check_model(kind, model)
-    values, lines, files = ({}, ["the data that comes with the kit"], {}) if data is None else check_data(kind, data, questions, text, label)
+    values, lines, files = ({}, ["the data that comes with the kit"],
+                            {}) if data is None else check_data(kind, data, questions=questions, text=text, label=label)
     values |= {} if model is None else dict(MODEL=_placed(model))
     values |= {} if weights is None else dict(WEIGHTS=str(Path(weights).expanduser().resolve()))
     nb = filled(template(kind), folder.resolve().name, dict(values, NAME=folder.resolve().name, OUT="."))
     with atomic_folder(folder) as new:
         write_json(new/"project.ipynb", nb)
-        for name, content in dict(files, **{"settings.ini": project_ini(s, profile), "README.md": _readme(folder.resolve().name, kind, lines), "run.py": _RUN}).items(): write_text(new/name, content)
+        for name, content in dict(files, **{"settings.ini": project_ini(s, profile), "README.md":
+                                            _readme(folder.resolve().name, kind, lines), "run.py": _RUN}).items():
+            write_text(new/name, content)
     return dict(folder=folder, notebook=folder/"project.ipynb", found=lines)
 
+# %% ../../nbs/api/projects/01_new.ipynb #3eeafab5
 def _placed(model): return str(p.resolve()) if (p := Path(model).expanduser()).is_dir() else str(model)
 
 def _check_model(kind, model):
@@ -164,10 +202,14 @@ def _check_model(kind, model):
     from finetune_nb.models.load import bundled, model_folder
     from finetune_nb.models.text import modality_of
     folder = model_folder(model)
-    if any(c in str(model) for c in "\\~") and not folder.is_dir(): raise FinetuneError(f"no such model folder: {model}")
+    if any(c in str(model) for c in "\\~") and not folder.is_dir():
+        raise FinetuneError(f"no such model folder: {model}")
     reads = str(model) in bundled() and "lm" in str(model).split("_")
-    wrong = kind == "image" and reads or kind == "text" and (modality_of(model) == "image") or kind == "rag" and str(model) in bundled() and model != "world_lm"
-    if wrong: raise FinetuneError(f"model '{model}' does not fit a project of kind {kind}; leave --model out, or see finetune-nb list models")
+    wrong = (kind == "image" and reads or kind == "text" and (modality_of(model) == "image")
+             or kind == "rag" and str(model) in bundled() and model != "world_lm")
+    if wrong:
+        raise FinetuneError(
+            f"model '{model}' does not fit a project of kind {kind}; leave --model out, or see finetune-nb list models")
 
 # %% ../../nbs/api/projects/01_new.ipynb #a3882e97
 def project_ini(
@@ -178,12 +220,14 @@ def project_ini(
     import configparser
     given = {}
     if s.file:
-        (parser := configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#", ";"))).read(s.file, encoding="utf-8")
+        (parser := configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#", ";"))).read(
+            s.file, encoding="utf-8")
         given = {k: v for section in parser.sections() for k, v in parser.items(section)}
         # Relative places were meant from where that file lies.
         given |= {k: s[k] for k in ("cache", "bundle") if given.get(k) and not given[k].startswith("~")}
     given |= dict(reports="reports") | ({} if profile is None else dict(profile=profile))
-    return re.sub(r"^(\w+) =.*$", lambda m: f"{m[1]} = {given[m[1]]}".rstrip() if m[1] in given else m[0], default_ini(), flags=re.M)
+    return re.sub(r"^(\w+) =.*$", lambda m: f"{m[1]} = {given[m[1]]}".rstrip() if m[1] in given else m[0],
+                  default_ini(), flags=re.M)
 
 _RUN = '''"Run project.ipynb from top to bottom, unattended; report.html is the result. Usage: python run.py"
 import sys
@@ -194,12 +238,27 @@ from finetune_nb.projects.run import main
 if __name__ == "__main__": sys.exit(main(Path(__file__).parent))
 '''
 
+# %% ../../nbs/api/projects/01_new.ipynb #08d81b71
 def _readme(name, kind, lines):
-    what = {"image": ("which pre-trained network suits your pictures, which way of fine-tuning it is best, and a classifier to take away", "bundle/        the finished classifier: `load_bundle(\"bundle\").predict(\"photo.jpg\")`", "reports/audit/ copies, leaks, doubtful labels and odd pictures, each named"),
-            "text": ("how far fine-tuning gets with your texts, against a simple count of words, and a classifier to take away", "bundle/        the finished classifier: `load_bundle(\"bundle\").predict(\"a text\")`", "reports/audit/ copies, leaks, doubtful labels and odd texts, each named"),
-            "rag": ("how well your documents can be searched, what is not found, and whether retrieval or fine-tuning is the way for you", "index/         the finished index: `Retriever.load(\"index\").search(\"a question\")`", "made/          documents and questions if they were made here; edit the questions and use them as your own")}[kind]
-    own = ("\n## Questions of your own\n\nA csv file with the columns `question`, `answer` and, if known, `passage` (the path of the document and the section, as in `made/questions.csv`). Set `QUESTIONS` in the first cell to its path. "
-           "Twenty honest questions tell more than two hundred made ones.\n\n## A reader of your own\n\nThe bundled language model knows a few hundred words; it cannot read your documents. Set `MODEL` to the folder or hub name of a causal language model, and the notebook also measures its answers.\n") if kind == "rag" else ""
+    what = {"image": ("which pre-trained network suits your pictures, which way "
+                      "of fine-tuning it is best, and a classifier to take away",
+                      "bundle/        the finished classifier: `load_bundle(\"bundle\").predict(\"photo.jpg\")`",
+                      "reports/audit/ copies, leaks, doubtful labels and odd pictures, each named"),
+            "text":
+            ("how far fine-tuning gets with your texts, against a simple count of words, and a classifier to take away",
+             "bundle/        the finished classifier: `load_bundle(\"bundle\").predict(\"a text\")`",
+             "reports/audit/ copies, leaks, doubtful labels and odd texts, each named"),
+            "rag": ("how well your documents can be searched, what is not found, "
+                    "and whether retrieval or fine-tuning is the way for you",
+                    "index/         the finished index: `Retriever.load(\"index\").search(\"a question\")`",
+                    "made/          documents and questions if they were made here; edit the questions and use "
+                    "them as your own")}[kind]
+    own = ("\n## Questions of your own\n\n"
+           "A csv file with the columns `question`, `answer` and, if known, `passage` (the path of the document and "
+           "the section, as in `made/questions.csv`). Set `QUESTIONS` in the first cell to its path. "
+           "Twenty honest questions tell more than two hundred made ones.\n\n## A reader of your own\n\nThe bundled "
+           "language model knows a few hundred words; it cannot read your documents. Set `MODEL` to the folder or hub "
+           "name of a causal language model, and the notebook also measures its answers.\n") if kind == "rag" else ""
     return f"""# {name}
 
 What you get: {what[0]}.

@@ -18,7 +18,8 @@ from ..core.files import write_text
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 TABLES = {".csv", ".tsv", ".json", ".jsonl"}
 DOCUMENTS = {".md", ".markdown", ".txt", ".pdf"}
-SPLIT_OF = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid", "test": "test", "testing": "test"}
+SPLIT_OF = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
+            "dev": "valid", "test": "test", "testing": "test"}
 
 def look_at(
     path, # file or folder
@@ -27,16 +28,21 @@ def look_at(
     path = Path(path).expanduser()
     if not path.exists(): raise TaskError(f"no such file or folder: {path}")
     sorts = {e: n for n, es in (("pictures", PICTURES), ("tables", TABLES), ("documents", DOCUMENTS)) for e in es}
-    try: files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(path).parts)]
+    try:
+        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()
+                                               and not any(q.startswith(".") for q in p.relative_to(path).parts)]
     except OSError as e: raise TaskError(f"cannot read {path}: {e.strerror}") from None
     return Counter(sorts.get(p.suffix.lower(), "other") for p in files)
 
+# %% ../../nbs/api/projects/00_prepare.ipynb #40526e73
 def class_files(
     path, # folder
     endings, # of the files that count
 ): # -> dict of split ("all" if there are no folders of splits) -> dict of class -> list of files; empty if there are no class folders
     "Files in a folder for each class, or in such folders below train, valid and test."
-    def inside(folder): return {d.name: fs for d in sorted(folder.iterdir()) if d.is_dir() and not d.name.startswith(".") and (fs := sorted(p for p in d.rglob("*") if p.suffix.lower() in endings and p.is_file()))}
+    def inside(folder):
+        return {d.name: fs for d in sorted(folder.iterdir()) if d.is_dir() and not d.name.startswith(".")
+                and (fs := sorted(p for p in d.rglob("*") if p.suffix.lower() in endings and p.is_file()))}
     if not (path := Path(path)).is_dir(): return {}
     splits = {SPLIT_OF[d.name.lower()]: d for d in sorted(path.iterdir()) if d.is_dir() and d.name.lower() in SPLIT_OF}
     found = {s: inside(d) for s, d in splits.items()} if splits else {"all": inside(path)}
@@ -48,11 +54,13 @@ def fits(
     "Which kinds of project could begin with what lies there."
     path, n = Path(path).expanduser(), look_at(path)
     texts = bool(n["tables"]) or len(next(iter(class_files(path, {".txt"}).values()), ())) > 1
-    out = [("image", n["pictures"] if path.is_dir() else 0), ("text", texts*(n["tables"] + n["documents"])), ("rag", n["documents"] + n["tables"]/2)]
+    out = [("image", n["pictures"] if path.is_dir() else 0), ("text", texts*(n["tables"] + n["documents"])),
+           ("rag", n["documents"] + n["tables"]/2)]
     return [k for k, many in sorted(out, key=lambda o: -o[1]) if many]
 
 # %% ../../nbs/api/projects/00_prepare.ipynb #9d5bc8ff
-_TEXT = ("text", "sentence", "review", "utterance", "question", "message", "content", "body", "comment", "document", "abstract", "title", "query")
+_TEXT = ("text", "sentence", "review", "utterance", "question", "message", "content", "body", "comment", "document",
+         "abstract", "title", "query")
 _LABEL = ("label", "class", "category", "intent", "target", "topic", "sentiment", "tag", "genre", "y")
 
 def read_rows(
@@ -67,58 +75,80 @@ def read_rows(
             mark = "\t" if "\t" in head else ";" if ";" in head and "," not in head else ","
             return pd.read_csv(path, sep=mark, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         text = path.read_text(encoding="utf-8-sig")
-        rows = [json.loads(l) for l in text.splitlines() if l.strip()] if path.suffix.lower() == ".jsonl" else json.loads(text)
-        if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows): raise TaskError(f"{path} is not a list of rows, each with names and values, such as [{{\"text\": ..., \"label\": ...}}, ...]")
+        rows = ([json.loads(l) for l in text.splitlines() if l.strip()] if path.suffix.lower() == ".jsonl"
+                else json.loads(text))
+        if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows):
+            raise TaskError(f"{path} is not a list of rows, each with names and values, such as [{{\"text\": ..., "
+                            f"\"label\": ...}}, ...]")
         return pd.DataFrame([{str(k): "" if v is None else str(v) for k, v in r.items()} for r in rows]).fillna("")
-    except UnicodeDecodeError as e: raise TaskError(f"{path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
+    except UnicodeDecodeError as e:
+        raise TaskError(f"{path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
     except TaskError: raise
-    except (OSError, ValueError) as e: raise TaskError(f"{path} cannot be read as a table: {' '.join(str(e).split())[:100]}") from None
+    except (OSError, ValueError) as e:
+        raise TaskError(f"{path} cannot be read as a table: {' '.join(str(e).split())[:100]}") from None
 
+# %% ../../nbs/api/projects/00_prepare.ipynb #c962af99
 def _columns(table, path, text, label):
     "The names of the columns that hold texts and classes."
     names = {str(c).strip().lower(): c for c in table.columns}
     def find(given, usual, what):
         if given is None: return next((names[u] for u in usual if u in names), None)
-        if given.strip().lower() not in names: raise TaskError(f"{path} has no column '{given}' for the {what}; it has {', '.join(map(str, table.columns)) or 'none'}")
+        if given.strip().lower() not in names:
+            raise TaskError(
+                f"{path} has no column '{given}' for the {what}; it has {', '.join(map(str, table.columns)) or 'none'}")
         return names[given.strip().lower()]
     t, l = find(text, _TEXT, "texts"), find(label, _LABEL, "classes")
     rest = [c for k, c in names.items() if k != "split" and c not in (t, l)]
     # Of two columns the one that is left over is the other.
     if len(rest) == 1 and (t is None) != (l is None): t, l = t or rest[0], l or rest[0]
     for got, what, flag in ((t, "texts", "--text"), (l, "classes", "--label")):
-        if got is None: raise TaskError(f"{path}: which column holds the {what}? It has {', '.join(map(str, table.columns)) or 'none'}; name it ({flag})")
+        if got is None:
+            raise TaskError(f"{path}: which column holds the {what}? It has "
+                            f"{', '.join(map(str, table.columns)) or 'none'}; name it ({flag})")
     return t, l
 
+# %% ../../nbs/api/projects/00_prepare.ipynb #935a04b9
 def texts_from(
     path, # file or folder, see above
-    text=None, label=None, # names of the columns; None for the usual ones
+    text=None, *, label=None, # names of the columns; None for the usual ones
 ): # -> (DataFrame of text, label and, if given, split; what was done, as a sentence)
     "Labelled texts as one table."
     import pandas as pd
     path = Path(path).expanduser()
     if path.is_dir() and not look_at(path)["tables"]:
         found = class_files(path, {".txt"})
-        if not found: raise TaskError(f"{path} holds neither a table ({', '.join(sorted(TABLES))}) nor a folder of .txt files for each class")
+        if not found:
+            raise TaskError(
+                f"{path} holds neither a table ({', '.join(sorted(TABLES))}) nor a folder of .txt files for each class")
         def read(f):
             try: return " ".join(f.read_text(encoding="utf-8-sig").split())
-            except UnicodeDecodeError as e: raise TaskError(f"{f} is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
-        table, how = pd.DataFrame([dict(text=read(f), label=c, split="" if s == "all" else s) for s, cs in found.items() for c, fs in cs.items() for f in fs]), f"a text file each, from {path.name}"
+            except UnicodeDecodeError as e:
+                raise TaskError(f"{f} is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
+        table, how = pd.DataFrame([dict(text=read(f), label=c, split="" if s == "all" else s) for s, cs in found.items()
+                                   for c, fs in cs.items() for f in fs]), f"a text file each, from {path.name}"
     else:
-        files = {"": path} if path.is_file() else {SPLIT_OF[p.stem.lower()]: p for p in sorted(path.iterdir()) if p.suffix.lower() in TABLES and p.stem.lower() in SPLIT_OF}
+        files = {"": path} if path.is_file() else {SPLIT_OF[p.stem.lower()]: p for p in sorted(path.iterdir())
+                                                   if p.suffix.lower() in TABLES and p.stem.lower() in SPLIT_OF}
         if not files:
             tables = [p for p in sorted(path.iterdir()) if p.suffix.lower() in TABLES]
-            if len(tables) != 1: raise TaskError(f"{path} holds {len(tables) or 'no'} tables, none called train; name the file itself" if tables else f"{path}: the tables lie deeper; name the file itself")
+            if len(tables) != 1:
+                raise TaskError(f"{path} holds {len(tables) or 'no'} tables, none called train; name the file itself"
+                                if tables else f"{path}: the tables lie deeper; name the file itself")
             files = {"": tables[0]}
-        elif path.is_dir() and "train" not in files: raise TaskError(f"{path} holds {', '.join(p.name for p in files.values())}, but no train")
+        elif path.is_dir() and "train" not in files:
+            raise TaskError(f"{path} holds {', '.join(p.name for p in files.values())}, but no train")
         parts = []
         for s, f in files.items():
             rows = read_rows(f); t, l = _columns(rows, f, text, label)
             own = rows["split"] if not s and "split" in rows else [s]*len(rows)
             parts.append(pd.DataFrame(dict(text=rows[t].str.strip(), label=rows[l].str.strip(), split=list(own))))
             bare = (parts[-1].text == "") | (parts[-1].label == "")
-            if bare.any(): raise TaskError(f"{f}: {bare.sum()} of {len(bare)} rows have no text or no label, the first is row {int(bare.to_numpy().argmax()) + 1}. Fill them or remove them")
+            if bare.any():
+                raise TaskError(f"{f}: {bare.sum()} of {len(bare)} rows have no text or no label, the first is row "
+                                f"{int(bare.to_numpy().argmax()) + 1}. Fill them or remove them")
             if not len(rows): raise TaskError(f"{f} has no rows")
-        table, how = pd.concat(parts, ignore_index=True), f"from {', '.join(p.name for p in files.values())}, columns '{t}' and '{l}'"
+        table, how = (pd.concat(parts, ignore_index=True),
+                      f"from {', '.join(p.name for p in files.values())}, columns '{t}' and '{l}'")
     # The later split keeps a text that stands in two; the kit's own reader refuses such a table.
     order = {"": 0, "train": 0, "valid": 1, "test": 2}
     key = table.text.str.lower().str.split().str.join(" ")
@@ -132,6 +162,7 @@ def texts_from(
 def made_questions(
     passages, # list of Passage, as `read_documents` gives them
     most=200, # questions of each kind
+    *,
     seed=0, # which sentences and passages
 ): # -> (passages without what is asked, dicts of question, passage and kind)
     "Sentences and headings taken out of the passages, as questions about what is left."
@@ -143,22 +174,28 @@ def made_questions(
     for p, whole in zip(passages, parts):
         (stem, colon, heading), words, text = p.title.partition(": "), [_plain(s) for s in whole], p.text
         good = [i for i, w in enumerate(words) if 6 <= len(w.split()) <= 40 and _prose(w)]
-        # Two sentences at least stay behind, or nothing would be left to find it by; and what stands elsewhere too asks for nothing.
+        # Two sentences at least stay behind, or nothing would be left to find it by; and what stands elsewhere too asks
+        # for nothing.
         if len(good) > 2 and (once := [i for i in good if where[words[i].lower()] == 1]):
             i = once[int(g.integers(len(once)))]
             text = " ".join(s for j, s in enumerate(whole) if j != i)
             asked.append(dict(question=words[i], passage=p.id, kind="sentence"))
-        if colon and len(heading.split()) > 1 and len(text.split()) > 10: asked.append(dict(question=heading, passage=p.id, kind="heading"))
+        if colon and len(heading.split()) > 1 and len(text.split()) > 10:
+            asked.append(dict(question=heading, passage=p.id, kind="heading"))
         out.append(replace(p, title=stem, text=text))
     # Nor does the same heading over several sections ask for one of them.
     twice = Counter(q["question"].lower() for q in asked)
     asked = [q for q in asked if twice[q["question"].lower()] == 1]
     def some(mine): return [mine[int(i)] for i in sorted(g.permutation(len(mine))[:most])]
     kept = [q for kind in ("sentence", "heading") for q in some([q for q in asked if q["kind"] == kind])]
-    if len(kept) < 2: raise TaskError("from these documents no questions can be made: sections of at least three sentences, or with headings of two words, are needed. Give questions of your own (--questions)")
+    if len(kept) < 2:
+        raise TaskError("from these documents no questions can be made: sections of at least three sentences, or with "
+                        "headings of two words, are needed. Give questions of your own (--questions)")
     return out, kept
 
-def _prose(text): return sum(w.strip(".,;:!?()\"'").isalpha() for w in text.split()) >= .7*len(text.split())  # no line of code or of a table
+# %% ../../nbs/api/projects/00_prepare.ipynb #f815ff86
+# no line of code or of a table
+def _prose(text): return sum(w.strip(".,;:!?()\"'").isalpha() for w in text.split()) >= .7*len(text.split())
 
 def _plain(text):
     "A sentence of markdown without its signs: links, emphasis, code marks, bullets."
@@ -172,8 +209,11 @@ def write_made(
     "The passages and questions as the csv files that `showdown` reads; the questions can be edited and used as your own."
     import pandas as pd
     folder = Path(folder)
-    write_text(folder/"documents.csv", pd.DataFrame([dict(id=p.id, title=p.title, text=p.text) for p in passages]).to_csv(index=False, lineterminator="\n"))
-    write_text(folder/"questions.csv", pd.DataFrame([dict(question=q["question"], answer="", passage=q["passage"], kind=q["kind"]) for q in asked]).to_csv(index=False, lineterminator="\n"))
+    write_text(folder/"documents.csv", pd.DataFrame([dict(id=p.id, title=p.title, text=p.text) for p in passages])
+               .to_csv(index=False, lineterminator="\n"))
+    write_text(folder/"questions.csv",
+               pd.DataFrame([dict(question=q["question"], answer="", passage=q["passage"], kind=q["kind"])
+                             for q in asked]).to_csv(index=False, lineterminator="\n"))
     return folder/"documents.csv", folder/"questions.csv"
 
 # %% ../../nbs/api/projects/00_prepare.ipynb #edc344db
@@ -188,7 +228,8 @@ class Report:
     def add(
         self,
         heading, # of the section
-        *parts, # str: a paragraph (or, after ">>> ", code); list: bullets; dict: facts; DataFrame: a table; figure: a picture
+        # str: a paragraph (or, after ">>> ", code); list: bullets; dict: facts; DataFrame: a table; figure: a picture
+        *parts,
         first=False, # before all others?
     ) -> None:
         "One more section. Run a cell again, and the section is replaced."

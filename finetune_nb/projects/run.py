@@ -16,6 +16,7 @@ from ..core.files import write_text
 def run_project(
     folder, # of a project
     tell=None, # called with a line for each part that begins; None to stay silent
+    *,
     limit=None, # seconds a cell may take
 ): # -> dict: report (Path), seconds
     "Run project.ipynb from top to bottom and write its outputs into it."
@@ -26,55 +27,72 @@ def run_project(
     file = folder/"project.ipynb"
     if not file.is_file(): raise FileError(f"{folder} is no project: it has no project.ipynb")
     try: nb = nbformat.read(file, as_version=4)
-    except Exception as e: raise FileError(f"{file} cannot be read as a notebook: {' '.join(str(e).split())[:100]}") from None
+    except Exception as e:
+        raise FileError(f"{file} cannot be read as a notebook: {' '.join(str(e).split())[:100]}") from None
     headings, last = [], ""
     for c in nb.cells:
-        if c.cell_type == "markdown": last = next((m[1] for l in c.source.splitlines() if (m := re.match(r"#{1,3} (.+)", l))), last)
+        if c.cell_type == "markdown":
+            last = next((m[1] for l in c.source.splitlines() if (m := re.match(r"#{1,3} (.+)", l))), last)
         headings.append(last)
     parts, told = list(dict.fromkeys(headings)), set()
     def begins(cell, cell_index, **_):
-        if tell and (h := headings[cell_index]) not in told: told.add(h); tell(f"[{parts.index(h) + 1}/{len(parts)}] {h}")
+        if tell and (h := headings[cell_index]) not in told:
+            told.add(h); tell(f"[{parts.index(h) + 1}/{len(parts)}] {h}")
     began, at = time.perf_counter(), time.time()
     # IPython's own folder stays untouched, and figures are drawn whatever the surroundings say.
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
-    client = NotebookClient(nb, timeout=limit, kernel_manager_class=_this_python(), resources={"metadata": {"path": str(folder)}}, on_cell_start=begins, ipython_hist_file=":memory:")
+    client = NotebookClient(nb, timeout=limit, kernel_manager_class=_this_python(),
+                            resources={"metadata": {"path": str(folder)}}, on_cell_start=begins,
+                            ipython_hist_file=":memory:")
     try: client.execute(env=env)
     except CellExecutionError as e:
         if e.ename == "KeyboardInterrupt": raise KeyboardInterrupt from None
-        raise FinetuneError(f"{file} stopped under '{headings[_failed(nb)]}': {' '.join(str(e.evalue).split()) or e.ename}") from None
+        raise FinetuneError(
+            f"{file} stopped under '{headings[_failed(nb)]}': {' '.join(str(e.evalue).split()) or e.ename}") from None
     except CellTimeoutError: raise FinetuneError(f"{file}: a cell took longer than {limit:g} seconds") from None
     except DeadKernelError:
         if client.km is not None and client.km.was_alive: raise KeyboardInterrupt from None
-        raise FinetuneError(f"{file}: its process ended, most often for want of memory; set workers = 1 in settings.ini and run it again") from None
-    except AssertionError: raise KeyboardInterrupt from None  # nbclient tidies up twice when an interruption falls into its own tidying
+        raise FinetuneError(f"{file}: its process ended, most often for want of memory; set workers = 1 in "
+                            "settings.ini and run it again") from None
+    # nbclient tidies up twice when an interruption falls into its own tidying
+    except AssertionError: raise KeyboardInterrupt from None
     finally:
         for c in nb.cells: c.metadata.pop("execution", None)
         write_text(file, nbformat.writes(nb) + "\n")
     report = folder/"report.html"
-    if not report.is_file() or report.stat().st_mtime < at - 2: raise FinetuneError(f"{file} ran, but wrote no report.html; has its last cell been taken out?")
+    if not report.is_file() or report.stat().st_mtime < at - 2:
+        raise FinetuneError(f"{file} ran, but wrote no report.html; has its last cell been taken out?")
     return dict(report=report, seconds=time.perf_counter() - began)
 
-def _failed(nb): return next((i for i, c in enumerate(nb.cells) if c.cell_type == "code" and any(o.output_type == "error" for o in c.outputs)), 0)
+# %% ../../nbs/api/projects/02_run.ipynb #1f8da909
+def _failed(nb):
+    return next((i for i, c in enumerate(nb.cells)
+                 if c.cell_type == "code" and any(o.output_type == "error" for o in c.outputs)), 0)
 
 def _this_python():
     "A kernel on the Python that runs this; the kernels installed elsewhere do not matter."
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     class Manager(AsyncKernelManager):
-        was_alive = None  # when it was first told to stop: a kernel that is stopped alive was interrupted, one that is dead has died
+        # when it was first told to stop: a kernel that is stopped alive was interrupted, one that is dead has died
+        was_alive = None
         @property
-        def kernel_spec(self): return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=40"], display_name="Python 3", language="python")
+        def kernel_spec(self):
+            return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
+                                    "--log-level=40"], display_name="Python 3", language="python")
         async def shutdown_kernel(self, *args, **kw):
             if self.was_alive is None: self.was_alive = await self.is_alive()
             return await super().shutdown_kernel(*args, **kw)
     return Manager
 
+# %% ../../nbs/api/projects/02_run.ipynb #d6634f75
 def main(
     folder, # of a project
 ): # -> exit status
     "What run.py does: run the project, say where the report is."
     try: got = run_project(folder, lambda line: print(line, file=sys.stderr, flush=True))
     except FinetuneError as e: print(f"error: {e}", file=sys.stderr); return e.exit_code
-    except KeyboardInterrupt: print("interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr); return 130
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept, the same command goes on from there", file=sys.stderr); return 130
     print(f"{got['report']} ({got['seconds']:.0f} s)")
     return 0

@@ -26,7 +26,8 @@ from ..layers.freeze import freeze_groups
 from ..layers.groups import layer_groups
 
 # %% ../../nbs/api/recipes/09_flops.ipynb #86d9d3e6
-def _conv_backward(grad_out, x, w, _bias, _stride, _padding, _dilation, transposed, _output_padding, groups, mask, out_shape=None, **_):
+def _conv_backward(grad_out, x, w, _bias, _stride, _padding, _dilation, transposed, _output_padding, groups, mask,
+                   out_shape=None, **_):
     "The gradient of the input and that of the weight cost as much as the forward pass each."
     return 2 * grad_out[0] * prod((x if transposed else grad_out)[2:]) * prod(w) * (mask[0] + mask[1])
 
@@ -36,8 +37,10 @@ def _rnn_cpu_backward(x, w_ih, w_hh, *_, **__): return _rnn(x, w_ih, w_hh, times
 def _rnn_cuda(x, weights, *_, **__): return _rnn(x, *weights)
 def _rnn_cuda_backward(x, weights, *_, **__): return _rnn(x, *weights, times=2)
 
+# %% ../../nbs/api/recipes/09_flops.ipynb #fb830d80
 _ATEN = torch.ops.aten
-_FORMULAS = {_ATEN.convolution_backward: _conv_backward, _ATEN.mkldnn_rnn_layer: _rnn_cpu, _ATEN.mkldnn_rnn_layer_backward: _rnn_cpu_backward,
+_FORMULAS = {_ATEN.convolution_backward: _conv_backward, _ATEN.mkldnn_rnn_layer: _rnn_cpu,
+             _ATEN.mkldnn_rnn_layer_backward: _rnn_cpu_backward,
              _ATEN._cudnn_rnn: _rnn_cuda, _ATEN._cudnn_rnn_backward: _rnn_cuda_backward}
 
 class _Operators(TorchDispatchMode):
@@ -52,7 +55,8 @@ def count_flops(
 ): # -> dict(flops, operators, by_operator)
     "Floating-point operations of what `run` does: matrix products, convolutions, attention and recurrent layers; everything else counts as nothing."
     with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter, _Operators() as operators: run()
-    return dict(flops=counter.get_total_flops(), operators=operators.n, by_operator={str(k).removeprefix("aten."): v for k, v in counter.get_flop_counts()["Global"].items()})
+    return dict(flops=counter.get_total_flops(), operators=operators.n,
+                by_operator={str(k).removeprefix("aten."): v for k, v in counter.get_flop_counts()["Global"].items()})
 
 # %% ../../nbs/api/recipes/09_flops.ipynb #2fc70603
 @contextmanager
@@ -61,11 +65,14 @@ def untouched(
 ):
     "Whatever the block does to the network, its loader and the random numbers is undone at its end."
     model, dl = learn.model, learn.dls.train
-    params = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone(), getattr(p, "asked", None)) for p in model.parameters()]
+    params = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone(), getattr(p, "asked", None))
+              for p in model.parameters()]
     values = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
-    inside = [(m, {k: dict(v) if k in ("_modules", "_parameters", "_buffers") else v for k, v in m.__dict__.items()}) for m in model.modules()]
+    inside = [(m, {k: dict(v) if k in ("_modules", "_parameters", "_buffers") else v for k, v in m.__dict__.items()})
+              for m in model.modules()]
     order = dl.rng, dl.rng.getstate()
-    states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [], random.getstate(), np.random.get_state()
+    states = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+              random.getstate(), np.random.get_state())
     try: yield
     finally:
         for m, d in inside: m.__dict__.clear(); m.__dict__.update(d)
@@ -78,6 +85,7 @@ def untouched(
         torch.set_rng_state(states[0]); random.setstate(states[2]); np.random.set_state(states[3])
         if states[1]: torch.cuda.set_rng_state_all(states[1])
 
+# %% ../../nbs/api/recipes/09_flops.ipynb #cdf0fbf8
 def _batch(learn):
     "(inputs, targets) of one training batch, as plain tensors."
     plain = [b.as_subclass(torch.Tensor) if isinstance(b, torch.Tensor) else b for b in learn.dls.train.one_batch()]
@@ -93,26 +101,30 @@ def _prepare(learn, recipe, steps):
     return r, groups, make_plan(r, groups, steps)
 
 def _enter(learn, recipe, groups, names):
-    freeze_groups(groups, list(names), recipe.norm, recipe.dropout, recipe.part)
+    freeze_groups(groups, list(names), norm=recipe.norm, dropout=recipe.dropout, part=recipe.part)
     learn.model.train()
 
 # %% ../../nbs/api/recipes/09_flops.ipynb #62021ba0
 def fit_flops(
     learn, # a learner of `pretrained_learner`, or any fastai Learner
     recipe, # a Recipe or the name of one
+    *,
     steps=None, # optimiser steps; None for `epochs` passes over the training items
     epochs=10, # used if `steps` is None
     cache=True, # compute a frozen body's features once, as `fit_recipe` does?
 ): # -> dict: total = forward + backward, features (part of forward), per_step, steps, cached, operators a step, phases, by_operator
     "Floating-point operations of `fit_recipe(learn, recipe, steps)`, counted on one batch for each set of groups that trains. Looks at the validation split are left out."
     r, steps = find_recipe(recipe), steps or epochs * len(learn.dls.train)
-    if r.best_of: return _add([fit_flops(learn, name, steps // len(r.best_of), cache=cache) for name in r.best_of], r)
+    if r.best_of:
+        return _add([fit_flops(learn, name, steps=steps // len(r.best_of), cache=cache) for name in r.best_of], r)
     with untouched(learn), compute_threads(threads_for(learn.model)):
         r, groups, plan = _prepare(learn, r, steps)
         cached, (xs, ys) = cache and not r.mixup and can_cache(learn, plan.ever(), r.norm), _batch(learn)
         net, features, by, known, phases = learn.model, 0, {}, {}, []
         if cached:
-            with torch.no_grad(): once = count_flops(lambda: xs.__setitem__(0, net.forward_head(net.forward_features(xs[0]), pre_logits=True)))
+            with torch.no_grad():
+                once = count_flops(
+                    lambda: xs.__setitem__(0, net.forward_head(net.forward_features(xs[0]), pre_logits=True)))
             # The fit computes those of the validation items too.
             features = round(once["flops"] / len(ys[0]) * (len(learn.dls.train.dataset) + len(learn.dls.valid.dataset)))
         for i, (first, names, _) in enumerate(plan.starts):
@@ -122,21 +134,27 @@ def fit_flops(
                 known[names] = _one_step(net.get_classifier() if cached else net, xs, ys, learn.loss_func)
             one = known[names]
             for k, v in one["by_operator"].items(): by[k] = by.get(k, 0) + n*v
-            phases.append(dict(recipe=r.name, steps=n, trains=[g for g in plan.names if g in names], forward=one["forward"], backward=one["flops"] - one["forward"], operators=one["operators"]))
+            phases.append(dict(recipe=r.name, steps=n, trains=[g for g in plan.names if g in names],
+                               forward=one["forward"], backward=one["flops"] - one["forward"],
+                               operators=one["operators"]))
     return _sum(phases, features, by, cached, r.name)
 
+# %% ../../nbs/api/recipes/09_flops.ipynb #3d0672f3
 def _one_step(net, xs, ys, loss):
     with torch.no_grad(): forward = count_flops(lambda: net(*xs))["flops"]
     return count_flops(lambda: loss(net(*xs), *ys).backward()) | dict(forward=forward)
 
 def _sum(phases, features, by, cached, name):
-    forward, backward, steps = (features + sum(p["steps"]*p["forward"] for p in phases), sum(p["steps"]*p["backward"] for p in phases), sum(p["steps"] for p in phases))
-    return dict(recipe=name, total=forward + backward, forward=forward, backward=backward, features=features, per_step=(forward + backward)/steps, steps=steps, cached=cached,
+    forward, backward, steps = (features + sum(p["steps"]*p["forward"] for p in phases),
+                                sum(p["steps"]*p["backward"] for p in phases), sum(p["steps"] for p in phases))
+    return dict(recipe=name, total=forward + backward, forward=forward, backward=backward, features=features,
+                per_step=(forward + backward)/steps, steps=steps, cached=cached,
                 operators=sum(p["steps"]*p["operators"] for p in phases)/steps, phases=phases, by_operator=by)
 
 def _add(parts, recipe):
     by = {k: sum(p["by_operator"].get(k, 0) for p in parts) for p in parts for k in p["by_operator"]}
-    return _sum([x for p in parts for x in p["phases"]], sum(p["features"] for p in parts), by, any(p["cached"] for p in parts), recipe.name)
+    return _sum([x for p in parts for x in p["phases"]], sum(p["features"] for p in parts), by,
+                any(p["cached"] for p in parts), recipe.name)
 
 # %% ../../nbs/api/recipes/09_flops.ipynb #15b1bc74
 @contextmanager
@@ -149,7 +167,8 @@ def training_step(
     if r.best_of: raise RecipeError(f"'{r.name}' is several recipes; take one of {', '.join(r.best_of)}")
     with untouched(learn), compute_threads(threads_for(learn.model)):
         r, groups, plan = _prepare(learn, r, 10_000)
-        _enter(learn, r, groups, max((names for _, names, _ in plan.starts), key=lambda names: sum(g.size for g in groups if g.name in names)))
+        _enter(learn, r, groups, max((names for _, names, _ in plan.starts),
+                                     key=lambda names: sum(g.size for g in groups if g.name in names)))
         (xs, ys), live = _batch(learn), [p for p in learn.model.parameters() if p.requires_grad]
         opt = torch.optim.AdamW(live, lr=0., fused=True)
         def step():
@@ -158,6 +177,7 @@ def training_step(
         step.trainable = live
         yield step
 
+# %% ../../nbs/api/recipes/09_flops.ipynb #43e03434
 _COUNTED = ("conv", "::mm", "addmm", "bmm", "scaled_dot_product", "rnn", "lstm")
 
 @contextmanager
@@ -170,9 +190,11 @@ def _hushed():
         yield
     finally: os.dup2(kept, 2); os.close(kept)
 
+# %% ../../nbs/api/recipes/09_flops.ipynb #6d5ea2a6
 def time_by_operator(
     learn, # a learner
     recipe="full", # a Recipe or the name of one
+    *,
     repeats=3, # training steps
 ): # -> pandas DataFrame: operator, ms a step, share, counted?
     "Where the time of a training step goes on this CPU, and which of it has operations that are counted."
@@ -181,7 +203,8 @@ def time_by_operator(
         step()
         with _hushed(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:
             for _ in range(repeats): step()
-    rows = [dict(operator=e.key.removeprefix("aten::"), ms=e.self_cpu_time_total/1000/repeats, counted=any(w in e.key for w in _COUNTED)) for e in prof.key_averages()]
+    rows = [dict(operator=e.key.removeprefix("aten::"), ms=e.self_cpu_time_total/1000/repeats,
+                 counted=any(w in e.key for w in _COUNTED)) for e in prof.key_averages()]
     found = pd.DataFrame(rows).sort_values("ms", ascending=False, ignore_index=True)
     return found.assign(share=found.ms/found.ms.sum())[["operator", "ms", "share", "counted"]]
 
@@ -199,9 +222,11 @@ def fit_memory(
             _enter(learn, r, groups, names)
             return [p for p in learn.model.parameters() if p.requires_grad]
         live = max((trains(names) for _, names, _ in plan.starts), key=lambda ps: sum(p.nbytes for p in ps))
-        weights, gradients, numbers = sum(t.nbytes for t in (*learn.model.parameters(), *learn.model.buffers())), sum(p.nbytes for p in live), sum(p.numel() for p in learn.model.parameters())
+        weights, gradients, numbers = (sum(t.nbytes for t in (*learn.model.parameters(), *learn.model.buffers())),
+                                       sum(p.nbytes for p in live), sum(p.numel() for p in learn.model.parameters()))
         optimiser, share = 2*gradients + 4*len(live), sum(p.numel() for p in live)/numbers
-    return dict(weights=weights/1e6, gradients=gradients/1e6, optimiser=optimiser/1e6, total=(weights + gradients + optimiser)/1e6, trainable=share)
+    return dict(weights=weights/1e6, gradients=gradients/1e6, optimiser=optimiser/1e6,
+                total=(weights + gradients + optimiser)/1e6, trainable=share)
 
 # %% ../../nbs/api/recipes/09_flops.ipynb #f47189aa
 def peak_memory(
@@ -213,6 +238,9 @@ def peak_memory(
         torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated(); run(); torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - held)/1e6
-    with _hushed(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof: run()
-    changes = sorted((e.start_ns(), i, e.nbytes()) for i, e in enumerate(prof.profiler.kineto_results.events()) if e.name() == "[memory]")
+    with (_hushed(),
+          torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof):
+        run()
+    changes = sorted((e.start_ns(), i, e.nbytes()) for i, e in enumerate(prof.profiler.kineto_results.events())
+                     if e.name() == "[memory]")
     return float(np.cumsum([0] + [b for *_, b in changes]).max())/1e6

@@ -29,6 +29,7 @@ from ..layers.rates import group_rates
 # %% ../../nbs/api/recipes/07_lr_find.ipynb #4950b60f
 SUGGEST = {"valley": valley, "steep": steep, "minimum": minimum}  # fastai's own rules
 
+# %% ../../nbs/api/recipes/07_lr_find.ipynb #6c485bfd
 @dataclass
 class RateTest:
     "Range tests of each phase of a recipe; made by `lr_find`."
@@ -39,7 +40,8 @@ class RateTest:
     def table(self):
         "One row a phase: what trains, the median suggestion, lowest and highest over the seeds, and how many times they differ."
         import pandas as pd
-        rows = [dict(phase=p["phase"], trains=p["trains"], suggestion=float(np.median(p["suggestions"])), lowest=min(p["suggestions"]), highest=max(p["suggestions"]),
+        rows = [dict(phase=p["phase"], trains=p["trains"], suggestion=float(np.median(p["suggestions"])),
+                     lowest=min(p["suggestions"]), highest=max(p["suggestions"]),
                      spread=max(p["suggestions"])/min(p["suggestions"])) for p in self.phases]
         return pd.DataFrame(rows).set_index("phase")
 
@@ -49,12 +51,15 @@ class RateTest:
         "Loss over rate, one line a seed, one frame a phase; dots mark the suggestions."
         import matplotlib.pyplot as plt
         n = len(self.phases)
-        if axes is None: axes = plt.subplots(1, n, figsize=(min(3.4*n + 1, 14), 2.8), layout="constrained", squeeze=False, sharey=True)[1][0]
+        if axes is None:
+            axes = plt.subplots(1, n, figsize=(min(3.4*n + 1, 14), 2.8), layout="constrained", squeeze=False,
+                                sharey=True)[1][0]
         for ax, p in zip(axes, self.phases):
             for losses, s, c in zip(p["losses"], p["suggestions"], COLOURS * 9):
                 ax.plot(p["rates"][:len(losses)], losses, lw=1.2, color=c)
                 ax.plot(s, np.interp(s, p["rates"][:len(losses)], losses), "o", color=c, ms=6)
-            ax.set_xscale("log"); ax.set_xlabel("rate of the head"); ax.grid(alpha=.25); ax.set_title(f"phase {p['phase']}: {p['trains']}", fontsize=9)
+            ax.set_xscale("log"); ax.set_xlabel("rate of the head"); ax.grid(alpha=.25)
+            ax.set_title(f"phase {p['phase']}: {p['trains']}", fontsize=9)
         axes[0].set_ylabel("training loss, smoothed (nats)")
         return axes
 
@@ -62,6 +67,7 @@ class RateTest:
 def lr_find(
     learn, # a learner of `pretrained_learner`; it is left as it was
     recipe="full", # a Recipe or the name of one
+    *,
     seeds=3, # repetitions with other orders of batches
     steps=100, # of one range test
     start=1e-6, # first rate of the head
@@ -72,28 +78,37 @@ def lr_find(
     "The rate that the range test suggests for each phase of `recipe`, with its spread over seeds."
     recipe = find_recipe(recipe)
     if method not in SUGGEST: raise RecipeError(unknown_name("method", method, SUGGEST))
-    if not 0 < start < end: raise RecipeError(f"lr_find: start must be greater than 0 and smaller than end, not {start} and {end}")
-    if steps < 10 or seeds < 1: raise RecipeError(f"lr_find: it takes at least 10 steps and 1 seed, not {steps} and {seeds}")
-    if recipe.lora or recipe.best_of: raise RecipeError(f"lr_find does not know how to test '{recipe.name}': give it a recipe without lora and best_of")
+    if not 0 < start < end:
+        raise RecipeError(f"lr_find: start must be greater than 0 and smaller than end, not {start} and {end}")
+    if steps < 10 or seeds < 1:
+        raise RecipeError(f"lr_find: it takes at least 10 steps and 1 seed, not {steps} and {seeds}")
+    if recipe.lora or recipe.best_of:
+        raise RecipeError(
+            f"lr_find does not know how to test '{recipe.name}': give it a recipe without lora and best_of")
     groups = learn.groups if recipe.granularity is None else layer_groups(learn.model, recipe.granularity)
     out, rates = [], np.geomspace(start, end, steps)
     with _as_it_was(learn, groups):
         for number, (phase, _, on) in enumerate(expand_phases(recipe, groups), 1):
             at = {k: v.detach().clone() for k, v in learn.model.state_dict().items()}
-            rule, value = (recipe.rates, recipe.rates_value) if phase.rates is None else (phase.rates, phase.rates_value)
+            rule, value = (recipe.rates, recipe.rates_value) if phase.rates is None else (phase.rates,
+                                                                                          phase.rates_value)
             trains = np.array([g.name in on for g in groups])
-            shares = np.array(group_rates([g.name for g in groups], rule, value, recipe.head)) * phase.lr * trains
+            shares = np.array(group_rates([g.name for g in groups], rule, value=value,
+                                          head=recipe.head)) * phase.lr * trains
             losses, found = [], []
             for seed in range(seeds):
                 learn.model.load_state_dict(at)
                 losses.append(_smooth(_ramp(learn, groups, recipe, on, rates[:, None] * shares, seed, stop=True)))
-                usable = losses[-1] if len(losses[-1]) >= 10 else np.pad(losses[-1], (0, 10 - len(losses[-1])), mode="edge")
+                usable = losses[-1] if len(losses[-1]) >= 10 else np.pad(losses[-1], (0, 10 - len(losses[-1])),
+                                                                         mode="edge")
                 found.append(SUGGEST[method](torch.tensor(rates[:len(usable)]), torch.tensor(usable), len(usable))[0])
             learn.model.load_state_dict(at)
             _ramp(learn, groups, recipe, on, np.full((between, 1), np.median(found)) * shares, seeds)
-            out.append(dict(phase=number, trains=", ".join(g.name for g in groups if g.name in on) if not trains.all() else "everything", rates=rates, losses=losses, suggestions=found))
+            out.append(dict(phase=number, trains=", ".join(g.name for g in groups if g.name in on) if not trains.all()
+                            else "everything", rates=rates, losses=losses, suggestions=found))
     return RateTest(recipe.name, method, out)
 
+# %% ../../nbs/api/recipes/07_lr_find.ipynb #19494cbe
 def _ramp(learn, groups, recipe, on, rates, seed, stop=False):
     "Train along `rates` [steps, groups]; the losses. With `stop`, no further than where the loss has grown fourfold."
     plan = Plan(replace(recipe, early_stop=None), tuple(g.name for g in groups), rates, ((0, frozenset(on), False),))
@@ -114,13 +129,16 @@ def _smooth(losses, beta=.98):
     for i, l in enumerate(losses, 1): mean = beta*mean + (1 - beta)*l; out.append(mean / (1 - beta**i))
     return np.array(out)
 
+# %% ../../nbs/api/recipes/07_lr_find.ipynb #37d8b9a6
 class _as_it_was:
     "Weights, optimiser, batch order, random numbers and what is frozen are afterwards what they were before."
     def __init__(self, learn, groups): self.learn, self.freeze = learn, keep_freeze(groups)
     def __enter__(self):
         l = self.learn
-        self.kept = {k: v.detach().clone() for k, v in l.model.state_dict().items()}, [m.training for m in l.model.modules()]
-        self.opt, self.order, self.random = l.opt, l.dls.train.rng, (random.getstate(), np.random.get_state(), torch.get_rng_state())
+        self.kept = {k: v.detach().clone() for k, v in l.model.state_dict().items()}, [
+            m.training for m in l.model.modules()]
+        self.opt, self.order, self.random = l.opt, l.dls.train.rng, (random.getstate(), np.random.get_state(),
+                                                                     torch.get_rng_state())
         self.inner = self.order.getstate()
         l.dls.train.rng = random.Random(0)
     def __exit__(self, *_):

@@ -34,10 +34,13 @@ def check_passages(
     passages = list(passages)
     if not passages: raise TaskError(f"{what} is empty: no passage to look for")
     for p in passages:
-        if not all(hasattr(p, a) for a in ("id", "title", "text")): raise TaskError(f"{what} holds a {type(p).__name__}, not a Passage (id, title, text)")
+        if not all(hasattr(p, a) for a in ("id", "title", "text")):
+            raise TaskError(f"{what} holds a {type(p).__name__}, not a Passage (id, title, text)")
     seen, twice = set(), []
     for p in passages: (twice.append(p.id) if p.id in seen else seen.add(p.id))
-    if twice: raise TaskError(f"{what} has ids that occur twice: {named(dict.fromkeys(twice))}. Give each passage an id of its own")
+    if twice:
+        raise TaskError(
+            f"{what} has ids that occur twice: {named(dict.fromkeys(twice))}. Give each passage an id of its own")
     bare = [p.id for p in passages if not re.search(r"\w", p.text)]
     if bare: raise TaskError(f"{what} has passages without a word: {named(bare)}. Leave them out")
     return passages
@@ -63,19 +66,22 @@ def read_documents(
         if source.suffix.lower() not in SUFFIXES: raise FileError(f"{source} cannot be read as documents; {_ACCEPTED}")
         files = [(source.name, source)]
     else:
-        found = [(p.relative_to(source).as_posix(), p) for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+        found = [(p.relative_to(source).as_posix(), p)
+                 for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
         files = sorted(f for f in found if not any(part.startswith(".") for part in f[0].split("/")))
         if not files: raise FileError(f"no readable file in {source}: the corpus is empty; {_ACCEPTED}")
     out = [p for rel, path in files for p in _READERS[path.suffix.lower()](rel, path)]
     return check_passages(out, str(source))
 
+# %% ../../nbs/api/retrieval/00_documents.ipynb #0c920bec
 _CHUNK = re.compile(r"(#\d+)+$")  # what cutting adds to an id
 _ACCEPTED = f"{', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} are"
 
 def read_utf8(path):
     "The text of a file; without its byte order mark, should there be one."
     try: return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e: raise FileError(f"{path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
+    except UnicodeDecodeError as e:
+        raise FileError(f"{path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
     except FileNotFoundError: raise FileError(f"no such file: {path}") from None
     except OSError as e: raise FileError(f"cannot read {path}: {e.strerror}") from None
 
@@ -84,6 +90,7 @@ def _txt(rel, path):
     if not re.search(r"\w", text): raise FileError(f"{path} has no text; leave it out")
     return [Passage(rel, path.stem, text)]
 
+# %% ../../nbs/api/retrieval/00_documents.ipynb #d09c7f22
 _HEADING, _FENCE = re.compile(r"(#{1,6})\s+(.*?)\s*#*\s*$"), re.compile(r"\s{0,3}(```|~~~)")
 
 def _md(rel, path):
@@ -103,11 +110,14 @@ def _md(rel, path):
     if not out: raise FileError(f"{path} has no text; leave it out")
     return out
 
+# %% ../../nbs/api/retrieval/00_documents.ipynb #38e4e006
 def _csv(rel, path):
     "A passage for each row."
     rows = read_table(path, "text", "documents")
-    out = [Passage(row.get("id") or f"{rel}/row-{n}", row.get("title") or (row["id"] if row.get("id") else f"{path.stem}, row {n}"), row["text"]) for n, row in rows]
-    if bad := [p.id for p in out if _CHUNK.search(p.id)]: raise FileError(f"{path}: id {named(bad)} ends in # and a number, as the ids of chunks do; change it")
+    out = [Passage(row.get("id") or f"{rel}/row-{n}", row.get("title")
+                   or (row["id"] if row.get("id") else f"{path.stem}, row {n}"), row["text"]) for n, row in rows]
+    if bad := [p.id for p in out if _CHUNK.search(p.id)]:
+        raise FileError(f"{path}: id {named(bad)} ends in # and a number, as the ids of chunks do; change it")
     return out
 
 def read_table(
@@ -117,43 +127,59 @@ def read_table(
 ): # -> list of (number, dict of column -> text), the first row being number 1
     "The rows of a csv file; blanks around names of columns and values do not matter, nor do capitals in names."
     text = read_utf8(path)
-    try: rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in (first := text.partition("\n")[0]) and "," not in first else ","))
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in (first := text.partition("\n")[0])
+                               and "," not in first else ","))
     except csv.Error as e: raise FileError(f"{path} cannot be read as csv: {e}") from None
     names = [c.strip().lower() for c in rows[0]] if rows else []
-    if needs not in names: raise FileError(f"{path} has no column '{needs}', which {what} need; it has {', '.join(n for n in names if n) or 'none'}")
-    rows = [(n, dict(zip(names, (v.strip() for v in r)))) for n, r in enumerate(rows[1:], 1) if any(v.strip() for v in r)]
+    if needs not in names:
+        raise FileError(
+            f"{path} has no column '{needs}', which {what} need; it has {', '.join(n for n in names if n) or 'none'}")
+    rows = [(n, dict(zip(names, (v.strip() for v in r))))
+            for n, r in enumerate(rows[1:], 1) if any(v.strip() for v in r)]
     if not rows: raise FileError(f"{path} has a heading line only; {what} need rows")
-    if bare := [n for n, r in rows if not re.search(r"\w", r.get(needs, ""))]: raise FileError(f"{path}: row {bare[0]} has nothing in column '{needs}'; fill it or leave the row out")
+    if bare := [n for n, r in rows if not re.search(r"\w", r.get(needs, ""))]:
+        raise FileError(f"{path}: row {bare[0]} has nothing in column '{needs}'; fill it or leave the row out")
     return rows
 
+# %% ../../nbs/api/retrieval/00_documents.ipynb #bd3c92b7
 @contextmanager
 def _pdf_errors(path):
     pypdf = import_rag("pypdf")
     log = logging.getLogger("pypdf"); level = log.level; log.setLevel(logging.CRITICAL)
     try: yield pypdf
     except FileError: raise
-    except pypdf.errors.FileNotDecryptedError: raise FileError(f"{path} is encrypted; save it without its password") from None
+    except pypdf.errors.FileNotDecryptedError:
+        raise FileError(f"{path} is encrypted; save it without its password") from None
     except OSError as e: raise FileError(f"cannot read {path}: {e.strerror or e}") from None
     except Exception as e:  # a damaged PDF can fail anywhere in the library
-        raise FileError(f"{path} cannot be read as PDF, it is damaged or no PDF ({' '.join(str(e).split())[:80] or type(e).__name__})") from None
+        raise FileError(f"{path} cannot be read as PDF, it is damaged or no PDF "
+                        f"({' '.join(str(e).split())[:80] or type(e).__name__})") from None
     finally: log.setLevel(level)
 
+# %% ../../nbs/api/retrieval/00_documents.ipynb #961a8d2a
 def _pdf(rel, path):
     "A passage for each page that has text."
     with _pdf_errors(path) as pypdf:
         reader = pypdf.PdfReader(path)
         # Many files are encrypted with an empty password, which opens them for everybody.
-        if reader.is_encrypted and not reader.decrypt(""): raise FileError(f"{path} is encrypted; save it without its password")
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise FileError(f"{path} is encrypted; save it without its password")
         pages = [" ".join(page.extract_text().replace("\0", "").split()) for page in reader.pages]
-    out = [Passage(f"{rel}/page-{n}", f"{path.stem}, page {n}", t) for n, t in enumerate(pages, 1) if re.search(r"\w", t)]
-    if not out: raise FileError(f"{path} is a PDF without text ({len(pages)} pages): scanned, most likely. Run text recognition (OCR) on it first, or leave it out")
+    out = [Passage(f"{rel}/page-{n}", f"{path.stem}, page {n}", t)
+           for n, t in enumerate(pages, 1) if re.search(r"\w", t)]
+    if not out:
+        raise FileError(f"{path} is a PDF without text ({len(pages)} pages): scanned, most likely. Run text "
+                        "recognition (OCR) on it first, or leave it out")
     return out
 
 _READERS = {".csv": _csv, ".markdown": _md, ".md": _md, ".pdf": _pdf, ".txt": _txt}
 
 # %% ../../nbs/api/retrieval/00_documents.ipynb #64d3378c
-CHUNKS = {"entity": (None, None), "sentence": (3, 1), "length": (80, 20)}  # how -> (size, overlap) unless told otherwise
-_NO_END = re.compile(r"(?:^|[\s(])(?:\w|[Mm]rs?|[Mm]s|[Dd]r|[Pp]rof|[Ss]t|[Nn]o|vs|cf|ca|approx|[Ff]igs?|[Ee]qs?|e\.g|i\.e|et al)\.$")
+# how -> (size, overlap) unless told otherwise
+CHUNKS = {"entity": (None, None), "sentence": (3, 1), "length": (80, 20)}
+_NO_END = re.compile(
+    r"(?:^|[\s(])(?:\w|[Mm]rs?|[Mm]s|[Dd]r|[Pp]rof|[Ss]t|[Nn]o|vs|cf|ca|approx|[Ff]igs?|[Ee]qs?|e\.g|i\.e|et al)\.$")
 
 def sentences(
     text:str,
@@ -168,18 +194,24 @@ def sentences(
         out.append(block[begin:])
     return [s for s in (" ".join(s.split()) for s in out) if s]
 
+# %% ../../nbs/api/retrieval/00_documents.ipynb #5f06e095
 def chunk(
     passages, # list of Passage
     how="entity", # "entity" leaves them as they are; "sentence" and "length" cut
+    *,
     size=None, # sentences or words of a chunk; None for 3 sentences or 80 words
-    overlap=None, # sentences or words that it shares with the one before; None for 1 sentence or 20 words, fewer than `size` in any case
+    # sentences or words that it shares with the one before; None for 1 sentence or 20 words, fewer than `size` in any
+    # case
+    overlap=None,
 ): # -> list of Passage; ids "<id>#0", "<id>#1", ...
     "Cut passages into chunks. Facts whose subject and value a chunk still names go with it."
     if how not in CHUNKS: raise TaskError(unknown_name("way to chunk", how, CHUNKS))
     if how == "entity": return list(passages)
     if size is None: size = CHUNKS[how][0]
     if overlap is None: overlap = min(CHUNKS[how][1], size - 1)
-    if size < 1 or not 0 <= overlap < size: raise TaskError(f"chunks of {size} with an overlap of {overlap} do not move on; the size is at least 1 and the overlap smaller than it")
+    if size < 1 or not 0 <= overlap < size:
+        raise TaskError(f"chunks of {size} with an overlap of {overlap} do not move on; the size is at least 1 and the "
+                        "overlap smaller than it")
     out = []
     for p in passages:
         parts = sentences(p.text) if how == "sentence" else p.text.split()
@@ -191,8 +223,10 @@ def chunk(
     return out
 
 def _states(fact, title, text):
-    return bool(re.search(rf"\b{re.escape(fact.value)}\b", text, re.I)) and (fact.subject == title or fact.subject in text)
+    return (bool(re.search(rf"\b{re.escape(fact.value)}\b", text, re.I))
+            and (fact.subject == title or fact.subject in text))
 
+# %% ../../nbs/api/retrieval/00_documents.ipynb #e8a10f8d
 def of_document(
     chunk_id, # "<id>#k"; other ids are their own documents
 ): # -> the document's id
@@ -214,8 +248,10 @@ def gold_ids(
     where = {}
     for p in passages:
         for f in p.facts: where.setdefault(f, set()).add(p.id)
-    return [set(gold) if (gold := getattr(q, "gold", ())) else set() if q.kind == "unanswerable" else set().union(*(where.get(f, ()) for f in q.facts)) for q in questions]
+    return [set(gold) if (gold := getattr(q, "gold", ())) else set() if q.kind == "unanswerable"
+            else set().union(*(where.get(f, ()) for f in q.facts)) for q in questions]
 
+# %% ../../nbs/api/retrieval/00_documents.ipynb #42bf5217
 def read_questions(
     path, # csv with columns question and answer, and if known passage (or document): the id that answers it
 ): # -> list of DocumentQuestion
@@ -226,8 +262,11 @@ def read_questions(
     for _, r in rows:
         answers = split(r.get("answer", ""))
         kind = "unanswerable" if answers and answers[0].lower() == UNKNOWN else "direct"
-        out.append(DocumentQuestion(r["question"], answers[0] if answers else "", (), kind, answers[0] if answers else "", answers, split(r.get("passage") or r.get("document") or "")))
-    if not any(q.answer or q.gold for q in out): raise FileError(f"{path} has neither a filled column 'answer' nor 'passage'; without one there is nothing to compare with")
+        out.append(DocumentQuestion(r["question"], answers[0] if answers else "", (), kind, answers[0] if answers
+                                    else "", answers, split(r.get("passage") or r.get("document") or "")))
+    if not any(q.answer or q.gold for q in out):
+        raise FileError(
+            f"{path} has neither a filled column 'answer' nor 'passage'; without one there is nothing to compare with")
     return out
 
 def check_gold(
@@ -237,7 +276,8 @@ def check_gold(
     "Raise if a question names a passage that is not there; a document that was cut into chunks counts as there."
     there = {p.id for p in passages} | {of_document(p.id) for p in passages}
     if lost := list(dict.fromkeys(g for q in questions for g in q.gold if g not in there)):
-        raise TaskError(f"the questions name passages that are not in the corpus: {named(lost)}. Its ids look like {named(sorted(p.id for p in passages)[:2])}")
+        raise TaskError(f"the questions name passages that are not in the corpus: {named(lost)}. Its ids look like "
+                        f"{named(sorted(p.id for p in passages)[:2])}")
 
 # %% ../../nbs/api/retrieval/00_documents.ipynb #2beed251
 def docs_corpus(
@@ -248,13 +288,16 @@ def docs_corpus(
     from finetune_nb.data.builtin.docs import PACKAGES, Fresh, clean, docstrings, package_files, package_root
     passages, queries, fresh, seen = [], [], Fresh(), set()
     for name in packages or PACKAGES:
-        if (root := package_root(name)) is None: raise TaskError(f"package '{name}' is not installed; the docs corpus reads its docstrings")
+        if (root := package_root(name)) is None:
+            raise TaskError(f"package '{name}' is not installed; the docs corpus reads its docstrings")
         n = 0
         for rel, path in package_files(root, name):
             for k, doc in enumerate(docstrings(path)):
                 head, _, rest = doc.partition("\n\n")
                 head, rest = clean(head), clean(rest)
-                if n == per_package or len(head.split()) < 4 or len(rest.split()) < 12 or head.lower() in seen or not fresh(rest): continue
+                if (n == per_package or len(head.split()) < 4 or len(rest.split()) < 12 or head.lower() in seen
+                    or not fresh(rest)):
+                    continue
                 seen.add(head.lower()); n += 1
                 passages.append(Passage(f"{name}/{rel}/{k}", f"{name}/{rel}", rest))
                 queries.append(DocumentQuestion(head, "", (), gold=(passages[-1].id,)))
@@ -271,10 +314,14 @@ def squad(
         for a, article in enumerate(data["data"]):
             title = unicodedata.normalize("NFC", str(article.get("title") or f"article {a + 1}")).replace("_", " ")
             for n, paragraph in enumerate(article["paragraphs"]):
-                passages.append(Passage(f"{title}/{n}" if article.get("title") else f"{a}/{n}", title, paragraph["context"]))
+                passages.append(Passage(f"{title}/{n}" if article.get("title") else f"{a}/{n}", title,
+                                        paragraph["context"]))
                 for q in paragraph["qas"]:
                     answers = tuple(dict.fromkeys(x["text"] for x in q.get("answers", [])))
                     kind, first = ("direct", answers[0]) if answers else ("unanswerable", UNKNOWN)
-                    questions.append(DocumentQuestion(q["question"].strip(), first, (), kind, first, answers or (UNKNOWN,), (passages[-1].id,) if answers else ()))
-    except (KeyError, TypeError, AttributeError) as e: raise FileError(f"{path} is not in the format of SQuAD: data, paragraphs, context, qas, question, answers ({type(e).__name__}: {e})") from None
+                    questions.append(DocumentQuestion(q["question"].strip(), first, (), kind, first,
+                                                      answers or (UNKNOWN,), (passages[-1].id,) if answers else ()))
+    except (KeyError, TypeError, AttributeError) as e:
+        raise FileError(f"{path} is not in the format of SQuAD: data, paragraphs, context, qas, question, answers "
+                        f"({type(e).__name__}: {e})") from None
     return check_passages(passages, str(path)), questions

@@ -18,6 +18,7 @@ from ..worlds.world import UNKNOWN, ask, base_world, ways
 def questions_of(
     dials, # a `Dials`
     n=300, # questions, each from an example of its own
+    *,
     part="gate", # whose names
     split="train", # of the phrasings
     kind=None, # "direct", "two_hop" or "unanswerable" questions only; None for all but unanswerable ones
@@ -25,21 +26,23 @@ def questions_of(
     "Questions to examine a reader with."
     out, i = [], 0
     while len(out) < n:
-        e = example(("examination", i), dials, part, split); i += 1
+        e = example(("examination", i), dials, part=part, split=split); i += 1
         fit = [q for q in e.questions if (q.kind == kind if kind else q.kind != "unanswerable")]
         if fit: out.append((fit[0], e.passages))
         if i > 50*n: raise FinetuneError(f"no question of kind '{kind}' in {i} examples")
     return out
 
+# %% ../../nbs/api/retrieval/05_examine.ipynb #750effe6
 def base_questions(
     world, # the base world
     n=300, # questions
+    *,
     split="train", # of the phrasings
 ): # -> list of (Question, []): nothing to read
     "Questions about the world that was learned by heart."
     g = rng("examination of the base", split)
     facts = [world.facts[i] for i in g.integers(len(world.facts), size=n)]
-    return [(ask(f, int(g.integers(len(ways(f.about.asks, split)))), split), []) for f in facts]
+    return [(ask(f, int(g.integers(len(ways(f.about.asks, split)))), split=split), []) for f in facts]
 
 def examine(
     reader, # a `Generator`
@@ -47,7 +50,8 @@ def examine(
 ): # -> dict(exact, unknown, n)
     "Share of exact answers, and of answers that are 'unknown'."
     said = reader.answer([q.text for q, _ in asked], [ps for _, ps in asked])
-    return dict(exact=sum(a.value == q.answer for a, (q, _) in zip(said, asked))/len(asked), unknown=sum(a.unknown for a in said)/len(asked), n=len(asked))
+    return dict(exact=sum(a.value == q.answer for a, (q, _) in zip(said, asked))/len(asked),
+                unknown=sum(a.unknown for a in said)/len(asked), n=len(asked))
 
 FEW = (1, 2, 3, 4, 5)
 READING = Dials(passages=(5,), attributes=(1, 2, 3), shared=1., records=0., namesakes=0., unknown=0., two_hop=0.)
@@ -57,18 +61,24 @@ _ONE = dict(shared=1., records=0., namesakes=0., unknown=0., two_hop=0.)
 GATE = {  # name -> (questions, what counts, at least or at most, bound)
     "one passage": (partial(questions_of, Dials((1,), (1, 2, 3), **_ONE)), "exact", ">=", .99),
     "5 passages, all with the asked attribute": (partial(questions_of, READING), "exact", ">=", .95),
-    "10 passages, all with the asked attribute": (partial(questions_of, Dials((10,), (1, 2, 3), **_ONE)), "exact", ">=", .85),
-    "5 passages, shared first or last names": (partial(questions_of, Dials((5,), (1, 2, 3), **_ONE | dict(namesakes=1.))), "exact", ">=", .90),
+    "10 passages, all with the asked attribute": (partial(questions_of, Dials((10,), (1, 2, 3), **_ONE)), "exact", ">=",
+                                                  .85),
+    "5 passages, shared first or last names": (
+        partial(questions_of, Dials((5,), (1, 2, 3), **_ONE | dict(namesakes=1.))), "exact", ">=", .90),
     "base facts by heart": (lambda n: base_questions(base_world(), n), "exact", ">=", .98),
-    "the answer is not there": (partial(questions_of, Dials(FEW, (1, 2, 3), **_ONE | dict(unknown=1.)), kind="unanswerable"), "unknown", ">=", .90),
+    "the answer is not there": (partial(questions_of, Dials(FEW, (1, 2, 3), **_ONE | dict(unknown=1.)),
+                                        kind="unanswerable"), "unknown", ">=", .90),
     "the answer is there": (partial(questions_of, Dials(FEW, (1, 2, 3), **_ONE)), "unknown", "<=", .03),
-    "two hops over two passages": (partial(questions_of, Dials((1,), (1, 2, 3), **_ONE | dict(two_hop=1.)), kind="two_hop"), "exact", ">=", .70),
+    "two hops over two passages": (
+        partial(questions_of, Dials((1,), (1, 2, 3), **_ONE | dict(two_hop=1.)), kind="two_hop"), "exact", ">=", .70),
     "phrasings never seen": (partial(questions_of, Dials(FEW, (1, 2, 3), **_ONE), split="test"), "exact", ">=", .85),
 }
 
+# %% ../../nbs/api/retrieval/05_examine.ipynb #fc091567
 def release_gate(
     reader, # a `Generator`
     n=300, # questions a line
+    *,
     only=None, # names of lines; None for all
 ): # -> pandas DataFrame with value, its 95 % interval, what is asked for, passed
     "The figures that a reader of the kit has to reach."
@@ -79,9 +89,11 @@ def release_gate(
         if only and name not in only: continue
         value = examine(reader, questions(n=n))[what]
         ci = binomtest(round(value*n), n).proportion_ci(method="wilson")
-        rows.append(dict(line=name, measured=what, value=value, low=ci.low, high=ci.high, n=n, asked=f"{sign} {bound}", passed=value >= bound if sign == ">=" else value <= bound))
+        rows.append(dict(line=name, measured=what, value=value, low=ci.low, high=ci.high, n=n, asked=f"{sign} {bound}",
+                         passed=value >= bound if sign == ">=" else value <= bound))
     return pd.DataFrame(rows).set_index("line")
 
+# %% ../../nbs/api/retrieval/05_examine.ipynb #b6a03f8c
 class TypeGuesser:
     "Answers with a value of the asked attribute from any of the passages: what a model does that cannot read."
     def answer(self, questions, passages):

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.errors import FileError, ModelError, TaskError, unknown_name
 from ..core.files import load_tensors, read_json, save_tensors, write_json
@@ -27,7 +28,8 @@ class Words:
             if stopwords != "english": raise TaskError(unknown_name("list of stopwords", stopwords, ["english"]))
             self.out = frozenset(import_rag("bm25s").stopwords.STOPWORDS_EN_PLUS)
         else: self.out = frozenset(stopwords or ())
-    def __call__(self, text): return [w for w in re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower()) if w not in self.out]
+    def __call__(self, text):
+        return [w for w in re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower()) if w not in self.out]
 
 def searched(
     passage, # a Passage
@@ -38,7 +40,7 @@ def searched(
 # %% ../../nbs/api/retrieval/02_index.ipynb #fcf1bca6
 class BM25Index:
     "Scores of all rows for a question; rows are numbered in the order in which they came."
-    def __init__(self, texts, words, k1=1.5, b=.75):
+    def __init__(self, texts, words, *, k1=1.5, b=.75):
         rows, vocab = [words(t) for t in texts], {}
         ids = [[vocab.setdefault(w, len(vocab)) for w in r] for r in rows]
         if not vocab: raise TaskError("the corpus is empty: none of its words is left after the stopwords")
@@ -46,41 +48,53 @@ class BM25Index:
         main.index((ids, vocab), show_progress=False)
         self._start(main, words, float(np.mean([len(r) for r in rows])))
 
-    def _start(self, main, words, mean_length):
-        self.main, self.words, self.mean_length, self.later, self.postings = main, words, mean_length, 0, {}
-        return self
-
     def __len__(self): return self.main.scores["num_docs"] + self.later
 
-    def idf(self, word):
-        "ln(1 + (N - n + 1/2)/(n + 1/2)) with the main segment's N passages, n of them with the word."
-        starts, n = self.main.scores["indptr"], self.main.scores["num_docs"]
-        i = self.main.vocab_dict.get(word)
-        df = max(1, 0 if i is None or i + 1 >= len(starts) else int(starts[i + 1] - starts[i]))
-        return math.log(1 + (n - df + .5)/(df + .5))
+# %% ../../nbs/api/retrieval/02_index.ipynb #4488af47
+@patch
+def _start(self:BM25Index, main, words, mean_length):
+    self.main, self.words, self.mean_length, self.later, self.postings = main, words, mean_length, 0, {}
+    return self
 
-    def add(self, texts):
-        "More rows, into the second segment."
-        for t in texts:
-            found = self.words(t)
-            norm = self.main.k1*(1 - self.main.b + self.main.b*len(found)/self.mean_length)
-            for w, tf in Counter(found).items():
-                rows, weights = self.postings.setdefault(w, ([], []))
-                rows.append(self.later); weights.append(self.idf(w)*tf/(norm + tf))
-            self.later += 1
+# %% ../../nbs/api/retrieval/02_index.ipynb #843f34c2
+@patch
+def idf(self:BM25Index, word):
+    "ln(1 + (N - n + 1/2)/(n + 1/2)) with the main segment's N passages, n of them with the word."
+    starts, n = self.main.scores["indptr"], self.main.scores["num_docs"]
+    i = self.main.vocab_dict.get(word)
+    df = max(1, 0 if i is None or i + 1 >= len(starts) else int(starts[i + 1] - starts[i]))
+    return math.log(1 + (n - df + .5)/(df + .5))
 
-    def scores(self, question):
-        "float32 [rows]: 0 where a row shares no word with the question."
-        n, words = self.main.scores["num_docs"], self.words(question)
-        out = np.zeros(n + self.later, np.float32)
-        if ids := self.main.get_tokens_ids(words): out[:n] = self.main.get_scores_from_ids(ids)
-        for w in words:
-            if w in self.postings: out[n + np.array(self.postings[w][0])] += np.array(self.postings[w][1], np.float32)
-        return out
+# %% ../../nbs/api/retrieval/02_index.ipynb #cbe872e7
+@patch
+def add(self:BM25Index, texts):
+    "More rows, into the second segment."
+    for t in texts:
+        found = self.words(t)
+        norm = self.main.k1*(1 - self.main.b + self.main.b*len(found)/self.mean_length)
+        for w, tf in Counter(found).items():
+            rows, weights = self.postings.setdefault(w, ([], []))
+            rows.append(self.later); weights.append(self.idf(w)*tf/(norm + tf))
+        self.later += 1
 
-    @property
-    def nbytes(self): return sum(self.main.scores[k].nbytes for k in ("data", "indices", "indptr")) + 16*sum(len(r) for r, _ in self.postings.values())
+# %% ../../nbs/api/retrieval/02_index.ipynb #e3524956
+@patch
+def scores(self:BM25Index, question):
+    "float32 [rows]: 0 where a row shares no word with the question."
+    n, words = self.main.scores["num_docs"], self.words(question)
+    out = np.zeros(n + self.later, np.float32)
+    if ids := self.main.get_tokens_ids(words): out[:n] = self.main.get_scores_from_ids(ids)
+    for w in words:
+        if w in self.postings: out[n + np.array(self.postings[w][0])] += np.array(self.postings[w][1], np.float32)
+    return out
 
+# %% ../../nbs/api/retrieval/02_index.ipynb #d65bda3d
+@patch(as_prop=True)
+def nbytes(self:BM25Index):
+    return (sum(self.main.scores[k].nbytes for k in ("data", "indices", "indptr"))
+            + 16*sum(len(r) for r, _ in self.postings.values()))
+
+# %% ../../nbs/api/retrieval/02_index.ipynb #b2ee5d52
 def best_rows(
     scores, # float [rows]
     n, # so many
@@ -93,7 +107,7 @@ def best_rows(
 # %% ../../nbs/api/retrieval/02_index.ipynb #3a5e4323
 class LSA:
     "Texts as vectors: tf-idf projected on the main directions of a corpus."
-    def __init__(self, texts, words, dimension=512, seed=0):
+    def __init__(self, texts, words, *, dimension=512, seed=0):
         from sklearn.utils.extmath import randomized_svd
         self.tfidf = self._counter(words)
         x = self.tfidf.fit_transform(texts)
@@ -112,7 +126,8 @@ class LSA:
     def save(self, folder):
         import torch
         write_json(Path(folder)/"lsa.json", self.tfidf.get_feature_names_out().tolist())
-        save_tensors(Path(folder)/"lsa.safetensors", dict(components=torch.tensor(self.components), idf=torch.tensor(self.tfidf.idf_)))
+        save_tensors(Path(folder)/"lsa.safetensors",
+                     dict(components=torch.tensor(self.components), idf=torch.tensor(self.tfidf.idf_)))
 
     @classmethod
     def load(cls, folder, words):
@@ -128,33 +143,48 @@ class TextEncoder:
         self,
         name, # a folder, or a hub name
         offline="auto", # "yes" never asks the network
+        *,
         size=32, # texts at once
     ):
         import torch
         from finetune_nb.models.hub import config_and_tokenizer, context_length, fetch, import_text, quiet
         path = Path(name).expanduser()
-        if not path.is_dir() and str(name).startswith((".", "/", "~")): raise ModelError(f"no such model folder: {name}")
-        if path.is_dir() and not (path/"config.json").is_file(): raise ModelError(f"{path} has no config.json; a folder of an encoder holds config.json, model.safetensors and the tokeniser's files")
-        source, common = str(path) if path.is_dir() else str(name), dict(local_files_only=offline == "yes", trust_remote_code=False)
+        if not path.is_dir() and str(name).startswith((".", "/", "~")):
+            raise ModelError(f"no such model folder: {name}")
+        if path.is_dir() and not (path/"config.json").is_file():
+            raise ModelError(f"{path} has no config.json; a folder of an encoder holds config.json, model.safetensors "
+                             "and the tokeniser's files")
+        source, common = str(path) if path.is_dir() else str(name), dict(local_files_only=offline == "yes",
+                                                                         trust_remote_code=False)
         self.size, self.first, self.whole = size, False, None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         parts = self._file(source, "modules.json", offline) or []
         kinds = [p["type"].rsplit(".", 1)[-1] for p in parts]
         pooling = self._file(source, "1_Pooling/config.json", offline) or {}
         # Older files have a flag for each way of pooling, newer ones name it.
-        modes = pooling.get("pooling_mode") or [k.removeprefix("pooling_mode_").removesuffix("s").removesuffix("_token") for k, on in pooling.items() if k.startswith("pooling_mode_") and on is True]
+        modes = (pooling.get("pooling_mode")
+                 or [k.removeprefix("pooling_mode_").removesuffix("s").removesuffix("_token")
+                     for k, on in pooling.items() if k.startswith("pooling_mode_") and on is True])
         modes = [modes] if isinstance(modes, str) else list(modes)
         if set(kinds) - {"Transformer", "Pooling", "Normalize"} or modes not in ([], ["mean"], ["cls"]):
             try: from sentence_transformers import SentenceTransformer
-            except ImportError: raise ModelError(f"'{name}' has parts that only sentence-transformers knows ({', '.join(kinds + modes)}): pip install sentence-transformers") from None
-            with quiet(): self.whole = fetch(source, "weights", offline, lambda: SentenceTransformer(source, device=str(self.device), model_kwargs={"use_safetensors": True}, **common), "encoder='lsa'")
+            except ImportError:
+                raise ModelError(f"'{name}' has parts that only sentence-transformers knows "
+                                 f"({', '.join(kinds + modes)}): pip install sentence-transformers") from None
+            with quiet():
+                self.whole = fetch(source, "weights", offline, lambda: SentenceTransformer(source, device=str(
+                    self.device), model_kwargs={"use_safetensors": True}, **common), instead="encoder='lsa'")
             return
         self.first = modes == ["cls"]
         with quiet():
-            config, self.tok = config_and_tokenizer(source, offline, "encoder='lsa'")
-            model, info = fetch(source, "weights", offline, lambda: import_text().AutoModel.from_pretrained(source, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **common), "encoder='lsa'")
+            config, self.tok = config_and_tokenizer(source, offline, instead="encoder='lsa'")
+            model, info = fetch(source, "weights", offline, lambda: import_text().AutoModel.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **common),
+                                instead="encoder='lsa'")
         lost = [k for k in (*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])) if "pooler" not in k]
-        if lost: raise ModelError(f"'{source}' does not hold weights for this architecture: {len(lost)} missing or of another shape, such as '{lost[0]}'")
+        if lost:
+            raise ModelError(f"'{source}' does not hold weights for this architecture: {len(lost)} missing or of "
+                             f"another shape, such as '{lost[0]}'")
         self.model = (model.get_encoder() if config.is_encoder_decoder else model).to(self.device).eval()
         own = (self._file(source, "sentence_bert_config.json", offline) or {}).get("max_seq_length")
         self.longest = min(n for n in (512, own, context_length(self.tok, config)) if n)
@@ -165,24 +195,28 @@ class TextEncoder:
         from huggingface_hub import hf_hub_download
         try: return read_json(hf_hub_download(source, file, local_files_only=offline == "yes"))
         except FileError: raise
-        except Exception: return None  # most models have no such file; whatever else is wrong, loading the model will say
+        # most models have no such file; whatever else is wrong, loading the model will say
+        except Exception: return None
 
     def __call__(self, texts):
         "float32 [texts, dimension]."
         import torch
         texts = list(texts)
-        if self.whole is not None: return self.whole.encode(texts, batch_size=self.size, show_progress_bar=False, convert_to_numpy=True)
+        if self.whole is not None:
+            return self.whole.encode(texts, batch_size=self.size, show_progress_bar=False, convert_to_numpy=True)
         order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [None]*len(texts)
         with torch.no_grad():
             for at in range(0, len(order), self.size):
                 part = order[at:at + self.size]
-                got = self.tok([texts[i] for i in part], padding=True, padding_side="right", truncation=True, max_length=self.longest, return_tensors="pt").to(self.device)
+                got = self.tok([texts[i] for i in part], padding=True, padding_side="right", truncation=True,
+                               max_length=self.longest, return_tensors="pt").to(self.device)
                 states = self.model(input_ids=got["input_ids"], attention_mask=got["attention_mask"]).last_hidden_state
                 mask = got["attention_mask"][..., None].to(states.dtype)
                 pooled = states[:, 0] if self.first else (states*mask).sum(1) / mask.sum(1).clamp(min=1)
                 for i, v in zip(part, pooled.float().cpu().numpy()): out[i] = v
         return np.stack(out)
 
+# %% ../../nbs/api/retrieval/02_index.ipynb #2c64e45b
 def load_encoder(
     encoder, # a function from texts to vectors, or the folder or hub name of a model
     offline="auto", # "yes" never asks the network
@@ -199,31 +233,43 @@ class DenseIndex:
         self.main.add(vectors)
 
     def __len__(self): return self.main.ntotal + self.fresh.ntotal
-    def add(self, vectors): self.fresh.add(vectors)
-    def vectors(self): return np.concatenate([i.reconstruct_n(0, i.ntotal) for i in (self.main, self.fresh) if i.ntotal])
 
-    def search(
-        self,
-        vectors, # float32 [questions, dimension], of length 1
-        n, # so many rows
-        alive, # bool [rows]
-    ): # -> for each question, (scores, rows), best first
-        "The nearest rows that are alive."
-        faiss, scores, rows, at = import_rag("faiss"), [], [], 0
-        for index in (self.main, self.fresh):
-            live = alive[at:at + index.ntotal]
-            if live.any():
-                mask = None if live.all() else faiss.IDSelectorBitmap(np.packbits(live, bitorder="little"))
-                s, r = index.search(vectors, min(n, int(live.sum())), params=None if mask is None else faiss.SearchParameters(sel=mask))
-                scores.append(s); rows.append(np.where(r < 0, r, r + at))
-            at += index.ntotal
-        scores, rows = np.concatenate(scores, 1), np.concatenate(rows, 1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :n]
-        return list(zip(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)))
+# %% ../../nbs/api/retrieval/02_index.ipynb #0f4753ac
+@patch
+def add(self:DenseIndex, vectors): self.fresh.add(vectors)
 
-    @property
-    def nbytes(self): return len(self)*self.main.d*4
+# %% ../../nbs/api/retrieval/02_index.ipynb #1cbf1bd5
+@patch
+def vectors(self:DenseIndex):
+    return np.concatenate([i.reconstruct_n(0, i.ntotal) for i in (self.main, self.fresh) if i.ntotal])
 
+# %% ../../nbs/api/retrieval/02_index.ipynb #6711dd44
+@patch
+def search(
+    self:DenseIndex,
+    vectors, # float32 [questions, dimension], of length 1
+    n, # so many rows
+    alive, # bool [rows]
+): # -> for each question, (scores, rows), best first
+    "The nearest rows that are alive."
+    faiss, scores, rows, at = import_rag("faiss"), [], [], 0
+    for index in (self.main, self.fresh):
+        live = alive[at:at + index.ntotal]
+        if live.any():
+            mask = None if live.all() else faiss.IDSelectorBitmap(np.packbits(live, bitorder="little"))
+            s, r = index.search(vectors, min(n, int(live.sum())),
+                                params=None if mask is None else faiss.SearchParameters(sel=mask))
+            scores.append(s); rows.append(np.where(r < 0, r, r + at))
+        at += index.ntotal
+    scores, rows = np.concatenate(scores, 1), np.concatenate(rows, 1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :n]
+    return list(zip(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)))
+
+# %% ../../nbs/api/retrieval/02_index.ipynb #80bab65b
+@patch(as_prop=True)
+def nbytes(self:DenseIndex): return len(self)*self.main.d*4
+
+# %% ../../nbs/api/retrieval/02_index.ipynb #125f42cf
 def unit(
     vectors, # [n, dimension]
 ): # -> float32 [n, dimension], each of length 1 unless it is 0

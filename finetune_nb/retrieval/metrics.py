@@ -30,6 +30,7 @@ def reciprocal_rank(
     gold = set(gold_ids)
     return next((1/n for n, i in enumerate(ranked_ids, 1) if i in gold), 0.) if gold else math.nan
 
+# %% ../../nbs/api/retrieval/01_metrics.ipynb #45088120
 def mrr(
     ranked, # for each question, ids
     golds, # for each question, the right ids
@@ -41,6 +42,7 @@ def mrr(
 def ndcg(
     ranked_ids, # best first
     gold_ids, # the right ones, or dict of id -> relevance (0, 1, 2, ...)
+    *,
     k=None, # look at so many; None for all
 ): # -> 0 to 1; nan if nothing is right
     "Normalised discounted cumulative gain: gains 2^relevance - 1, halved and more the further down."
@@ -67,6 +69,7 @@ def accepted_answers(
     if hasattr(accepted, "answer"): return tuple(getattr(accepted, "answers", ())) or (accepted.answer,)
     return tuple(accepted)
 
+# %% ../../nbs/api/retrieval/01_metrics.ipynb #58a70bd7
 def exact_match(
     answer:str, # what was said
     accepted, # an answer, several, or a question
@@ -79,7 +82,8 @@ def f1(
     accepted, # an answer, several, or a question
 ): # -> 0 to 1
     "Overlap of words with the accepted answer that fits best: the harmonic mean of precision and recall."
-    return max((_overlap(normalised(answer).split(), normalised(a).split()) for a in accepted_answers(accepted)), default=0.)
+    return max((_overlap(normalised(answer).split(), normalised(a).split()) for a in accepted_answers(accepted)),
+               default=0.)
 
 def _overlap(said, right):
     # Where one of the two is empty, overlap means that both are.
@@ -96,6 +100,7 @@ def ids_of(
 def retrieval_scores(
     results, # for each question, hits or ids, best first
     golds, # for each question, the ids that answer it
+    *,
     ks=(1, 3, 5, 10), # for recall@k; nDCG is cut at the largest
     to=None, # changes ids of hits before they are compared, such as corpus.of_document
 ): # -> pandas DataFrame, a row for each question: recall@k, mrr, ndcg@k, found (how many hits)
@@ -106,13 +111,16 @@ def retrieval_scores(
     rows = []
     for hits, gold in zip(results, golds):
         ids = [to(i) if to else i for i in ids_of(hits)]
-        rows.append({f"recall@{k}": recall_at(ids, gold, k) for k in ks} | {"mrr": reciprocal_rank(ids, gold), f"ndcg@{max(ks)}": ndcg(ids, gold, max(ks)), "found": len(ids)})
+        rows.append({f"recall@{k}": recall_at(ids, gold, k) for k in ks} | {
+            "mrr": reciprocal_rank(ids, gold), f"ndcg@{max(ks)}": ndcg(ids, gold, k=max(ks)), "found": len(ids)})
     return pd.DataFrame(rows)
 
+# %% ../../nbs/api/retrieval/01_metrics.ipynb #f2c90c2f
 def retrieval_table(
     retrievers, # dict of name -> a retriever (its `search` is asked) or results already at hand
     questions, # Questions or str
     golds, # for each question, the ids that answer it
+    *,
     ks=(1, 3, 5, 10), # for recall@k
     to=None, # changes ids of hits before they are compared
 ): # -> pandas DataFrame, a row for each retriever: means, n (questions with a right passage), no_hits (of those, how many without any hit)
@@ -120,8 +128,9 @@ def retrieval_table(
     import pandas as pd
     rows = {}
     for name, r in retrievers.items():
-        scores = retrieval_scores(r.search(questions, max(ks)) if hasattr(r, "search") else r, golds, ks, to)
+        scores = retrieval_scores(r.search(questions, max(ks)) if hasattr(r, "search") else r, golds, ks=ks, to=to)
         judged = scores[scores.mrr.notna()]
         if judged.empty: raise TaskError("no question has a right passage, so there is nothing to compare with")
-        rows[name] = judged.drop(columns="found").mean().to_dict() | {"n": len(judged), "no_hits": int((judged.found == 0).sum())}
+        rows[name] = judged.drop(columns="found").mean().to_dict() | {"n": len(judged), "no_hits": int(
+            (judged.found == 0).sum())}
     return pd.DataFrame.from_dict(rows, orient="index")

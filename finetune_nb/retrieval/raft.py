@@ -24,6 +24,7 @@ class RaftItem:
 def raft_pairs(
     tok, # tokeniser of the model that will learn
     items, # list of RaftItem
+    *,
     P=.8, # share of questions that get their oracle
     distractors=4, # passages beside the oracle; without it there are as many
     seed=0, # decides who gets the oracle, which distractors, and the order
@@ -34,9 +35,13 @@ def raft_pairs(
     for i, item in enumerate(items):
         g = rng("raft", seed, i)
         others = [p for p in item.distractors if p.id != item.oracle.id]
-        if len(others) < distractors: raise FinetuneError(f"question {i + 1} has {len(others)} distractors, {distractors} are wanted; give it more or ask for fewer: '{item.question.text[:40]}'")
-        shown = [others[j] for j in g.permutation(len(others))[:distractors]] + ([item.oracle] if i in with_oracle else [])
-        out.append((render(tok, item.question.text, [shown[j] for j in g.permutation(len(shown))]), f" {item.question.restated or item.question.answer}"))
+        if len(others) < distractors:
+            raise FinetuneError(f"question {i + 1} has {len(others)} distractors, {distractors} are wanted; give it "
+                                f"more or ask for fewer: '{item.question.text[:40]}'")
+        shown = ([others[j] for j in g.permutation(len(others))[:distractors]]
+                 + ([item.oracle] if i in with_oracle else []))
+        out.append((render(tok, item.question.text, passages=[shown[j] for j in g.permutation(len(shown))]),
+                    f" {item.question.restated or item.question.answer}"))
     return out
 
 # %% ../../nbs/api/retrieval/06_raft.ipynb #ca8cd9f3
@@ -44,6 +49,7 @@ def raft_items(
     world, # a `World`
     facts, # list of Fact to ask about
     n, # items
+    *,
     distractors=4, # of each
     hardness=HARDNESS, # kinds of distractors; each item draws one kind
     split="train", # of the phrasings
@@ -59,7 +65,10 @@ def raft_items(
         others = []
         for h in dict.fromkeys([kind, "same_name", "random"]):
             if len(others) < distractors:
-                try: others += [p for p in world.distractors(f, distractors, h, split, fresh) if p.id not in {o.id for o in others}]
+                try:
+                    others += [p for p in world.distractors(f, distractors, hardness=h, split=split, seed=fresh)
+                               if p.id not in {o.id for o in others}]
                 except FinetuneError: continue
-        out.append(RaftItem(ask(f, int(g.integers(99)), split), world.passage(f.subject, None, split, fresh), tuple(others[:distractors])))
+        out.append(RaftItem(ask(f, int(g.integers(99)), split=split),
+                            world.passage(f.subject, None, split=split, seed=fresh), tuple(others[:distractors])))
     return out

@@ -25,7 +25,8 @@ from ..worlds.world import Fact, Passage, World, ask, say
 HOWS = ("bm25", "dense", "hybrid")
 FUSION, POOL = 60, 50  # constant of reciprocal rank fusion; places of each ranking that take part, at least
 _FORMAT = 1  # of the saved folder
-_KEPT = ("how", "rerank_depth", "k1", "b", "stopwords", "dimension", "seed", "rebuild_at")  # arguments that are saved with it
+# arguments that are saved with it
+_KEPT = ("how", "rerank_depth", "k1", "b", "stopwords", "dimension", "seed", "rebuild_at")
 
 @dataclass(frozen=True)
 class Hit:
@@ -43,13 +44,16 @@ def fuse(
         for n, r in enumerate(rows, 1): score[r] = score.get(r, 0) + 1/(FUSION + n)
     return sorted(score.items(), key=lambda i: -i[1])
 
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #c1fb6c90
 class Retriever:
     "Finds passages for questions."
     def __init__(
         self,
         passages, # list of Passage; title and text are searched
         how="bm25", # "bm25", "dense" or "hybrid"
-        encoder="lsa", # "lsa", a function from texts to vectors, or the folder or hub name of a model; of dense and hybrid
+        *,
+        # "lsa", a function from texts to vectors, or the folder or hub name of a model; of dense and hybrid
+        encoder="lsa",
         rerank=None, # function (question, passages) -> scores, for the first `rerank_depth` hits
         rerank_depth=20, # how many hits it sees
         k1=1.5, # BM25: the larger, the more repeated words count
@@ -62,142 +66,184 @@ class Retriever:
     ):
         if how not in HOWS: raise TaskError(unknown_name("way to retrieve", how, HOWS))
         passages = check_passages(passages)
-        self.how, self.encoder, self.rerank, self.rerank_depth, self.rebuild_at, self.offline = how, encoder, rerank, rerank_depth, rebuild_at, offline
-        self.k1, self.b, self.stopwords, self.dimension, self.seed = k1, b, sorted(stopwords) if stopwords and not isinstance(stopwords, str) else stopwords, dimension, seed
+        self.how, self.encoder, self.rerank, self.rerank_depth, self.rebuild_at, self.offline = (how, encoder, rerank,
+                                                                                                 rerank_depth,
+                                                                                                 rebuild_at, offline)
+        self.k1, self.b, self.stopwords, self.dimension, self.seed = k1, b, sorted(
+            stopwords) if stopwords and not isinstance(stopwords, str) else stopwords, dimension, seed
         self.words = Words(self.stopwords)
         self.encode = None if how == "bm25" or encoder == "lsa" else load_encoder(encoder, offline)
         self._build(passages)
 
-    def _build(self, passages, vectors=None):
-        texts, encode, dense = [searched(p) for p in passages], self.encode, None
-        sparse = None if self.how == "dense" else BM25Index(texts, self.words, self.k1, self.b)
-        if self.how != "bm25":
-            if self.encoder == "lsa":
-                if not any(map(self.words, texts)): raise TaskError("the corpus is empty: none of its words is left after the stopwords")
-                encode = LSA(texts, self.words, self.dimension, self.seed)
-                vectors = None
-            dense = DenseIndex(self._vectors(texts, encode) if vectors is None else vectors)
-        self.sparse, self.dense, self.encode = sparse, dense, encode
-        self._rows, self._alive, self._where, self._main = list(passages), np.ones(len(passages), bool), {p.id: i for i, p in enumerate(passages)}, len(passages)
-
-    def _vectors(self, texts, encode=None):
-        v = np.asarray((encode or self.encode)(texts))
-        if v.ndim != 2 or len(v) != len(texts) or v.dtype.kind != "f" or not np.isfinite(v).all():
-            raise ModelError(f"the encoder gave {v.dtype} {list(v.shape)} for {len(texts)} texts; it should give finite floats [texts, dimension]")
-        if not encode and v.shape[1] != self.dense.main.d: raise ModelError(f"the encoder gives {v.shape[1]} numbers a text, the index was built with {self.dense.main.d}; it is another encoder")
-        return unit(v)
-
-    @property
-    def passages(self):
-        "All passages, those added or changed later at the end."
-        return [self._rows[i] for i in self._where.values()]
     def __len__(self): return len(self._where)
     def __contains__(self, id): return id in self._where
     def __getitem__(self, id): return self._rows[self._known([id])[0]]
 
-    def _known(self, ids):
-        if lost := [i for i in ids if i not in self._where]: raise TaskError(f"no passage has the id {named(lost)}; nothing was changed")
-        return [self._where[i] for i in ids]
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #3d9079f4
+@patch
+def _build(self:Retriever, passages, vectors=None):
+    texts, encode, dense = [searched(p) for p in passages], self.encode, None
+    sparse = None if self.how == "dense" else BM25Index(texts, self.words, k1=self.k1, b=self.b)
+    if self.how != "bm25":
+        if self.encoder == "lsa":
+            if not any(map(self.words, texts)):
+                raise TaskError("the corpus is empty: none of its words is left after the stopwords")
+            encode = LSA(texts, self.words, dimension=self.dimension, seed=self.seed)
+            vectors = None
+        dense = DenseIndex(self._vectors(texts, encode) if vectors is None else vectors)
+    self.sparse, self.dense, self.encode = sparse, dense, encode
+    self._rows, self._alive, self._where, self._main = (list(passages), np.ones(len(passages), bool),
+                                                        {p.id: i for i, p in enumerate(passages)}, len(passages))
 
-    @property
-    def nbytes(self):
-        "Bytes of the indexes: BM25's matrix, vectors, LSA's projection; without the texts themselves and the lists of words."
-        return sum(i.nbytes for i in (self.sparse, self.dense, self.encode if isinstance(self.encode, LSA) else None) if i is not None)
+@patch
+def _vectors(self:Retriever, texts, encode=None):
+    v = np.asarray((encode or self.encode)(texts))
+    if v.ndim != 2 or len(v) != len(texts) or v.dtype.kind != "f" or not np.isfinite(v).all():
+        raise ModelError(f"the encoder gave {v.dtype} {list(v.shape)} for {len(texts)} texts; it should give finite "
+                         "floats [texts, dimension]")
+    if not encode and v.shape[1] != self.dense.main.d:
+        raise ModelError(f"the encoder gives {v.shape[1]} numbers a text, the index was built with "
+                         f"{self.dense.main.d}; it is another encoder")
+    return unit(v)
 
-    def search(
-        self,
-        questions, # list of Questions or str
-        k=5, # hits for each, at most
-        strict=False, # raise if nothing is found for some question
-    ): # -> for each question a list of Hit, best first; empty if no passage shares a word with it
-        "The passages most likely to answer each question."
-        if k < 1: raise TaskError(f"k={k}: at least one passage has to be looked for")
-        texts = [q if isinstance(q, str) else q.text for q in ([questions] if isinstance(questions, str) else questions)]
-        wide = max(k, self.rerank_depth if self.rerank else 0)
-        out = [[Hit(self._rows[r], float(s), n) for n, (r, s) in enumerate(found[:wide], 1)] for found in self._ranked(texts, wide)]
-        if self.rerank: out = [self._reranked(t, hits) for t, hits in zip(texts, out)]
-        if strict and (lost := [t for t, hits in zip(texts, out) if not hits]):
-            raise TaskError(f"{len(lost)} of {len(texts)} questions share no word with any passage: {named(lost, 3)}. Leave them out, or give the retriever an encoder that knows more words")
-        return [hits[:k] for hits in out]
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #f47dc68e
+@patch(as_prop=True)
+def passages(self:Retriever):
+    "All passages, those added or changed later at the end."
+    return [self._rows[i] for i in self._where.values()]
 
-    def _ranked(self, texts, n):
-        "For each text, (row, score) pairs."
-        if not texts: return []
-        wide = max(n, POOL) if self.how == "hybrid" else n
-        if self.sparse:
-            by_word = []
-            for t in texts:
-                s = self.sparse.scores(t)*self._alive
-                by_word.append([(int(r), s[r]) for r in best_rows(s, wide)])
-        if self.dense:
-            vs = self._vectors(texts)
-            # LSA is silent where it knows no word and where a passage has nothing in common with the question.
-            low = 0 if self.encoder == "lsa" else -np.inf
-            by_vector = [[(int(r), x) for x, r in zip(ss, rs) if r >= 0 and x > low] if v.any() else [] for v, (ss, rs) in zip(vs, self.dense.search(vs, wide, self._alive))]
-        if self.how != "hybrid": return by_word if self.sparse else by_vector
-        return [fuse([[r for r, _ in a], [r for r, _ in b]]) for a, b in zip(by_word, by_vector)]
+@patch
+def _known(self:Retriever, ids):
+    if lost := [i for i in ids if i not in self._where]:
+        raise TaskError(f"no passage has the id {named(lost)}; nothing was changed")
+    return [self._where[i] for i in ids]
 
-    def _reranked(self, text, hits):
-        "The first hits in the re-ranker's order and with its scores, the others behind them."
-        first, rest = hits[:self.rerank_depth], hits[self.rerank_depth:]
-        if not first: return hits
-        scores = np.asarray(self.rerank(text, [h.passage for h in first]), float).reshape(-1)
-        if len(scores) != len(first) or not np.isfinite(scores).all(): raise ModelError(f"the re-ranker gave {len(scores)} scores for {len(first)} passages, or some that are no numbers; it should give one for each")
-        first = [replace(first[i], score=float(scores[i])) for i in np.argsort(-scores, kind="stable")]
-        return [replace(h, rank=n) for n, h in enumerate([*first, *rest], 1)]
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #af615d60
+@patch(as_prop=True)
+def nbytes(self:Retriever):
+    "Bytes of the indexes: BM25's matrix, vectors, LSA's projection; without the texts themselves and the lists of words."
+    return sum(i.nbytes for i in (self.sparse, self.dense, self.encode if isinstance(self.encode, LSA) else None)
+               if i is not None)
 
-    def add(
-        self,
-        passages, # a Passage or a list
-    ):
-        "More passages, to be found from now on."
-        passages = check_passages([passages] if hasattr(passages, "text") else passages, "what is to be added")
-        if twice := [p.id for p in passages if p.id in self._where]: raise TaskError(f"the retriever already has {named(twice)}; use update for a passage that has changed. Nothing was added")
-        self._change(passages, [])
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #4eaf04b3
+@patch
+def search(
+    self:Retriever,
+    questions, # list of Questions or str
+    k=5, # hits for each, at most
+    *,
+    strict=False, # raise if nothing is found for some question
+): # -> for each question a list of Hit, best first; empty if no passage shares a word with it
+    "The passages most likely to answer each question."
+    if k < 1: raise TaskError(f"k={k}: at least one passage has to be looked for")
+    texts = [q if isinstance(q, str) else q.text for q in ([questions] if isinstance(questions, str) else questions)]
+    wide = max(k, self.rerank_depth if self.rerank else 0)
+    out = [[Hit(self._rows[r], float(s), n) for n, (r, s) in enumerate(found[:wide], 1)]
+           for found in self._ranked(texts, wide)]
+    if self.rerank: out = [self._reranked(t, hits) for t, hits in zip(texts, out)]
+    if strict and (lost := [t for t, hits in zip(texts, out) if not hits]):
+        raise TaskError(f"{len(lost)} of {len(texts)} questions share no word with any passage: {named(lost, 3)}. "
+                        "Leave them out, or give the retriever an encoder that knows more words")
+    return [hits[:k] for hits in out]
 
-    def update(
-        self,
-        passages, # a Passage or a list, with ids that are known
-    ):
-        "Put changed passages in the place of those with the same ids."
-        passages = check_passages([passages] if hasattr(passages, "text") else passages, "what is to be updated")
-        self._change(passages, self._known([p.id for p in passages]))
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #3bc42d07
+@patch
+def _ranked(self:Retriever, texts, n):
+    "For each text, (row, score) pairs."
+    if not texts: return []
+    wide = max(n, POOL) if self.how == "hybrid" else n
+    if self.sparse:
+        by_word = []
+        for t in texts:
+            s = self.sparse.scores(t)*self._alive
+            by_word.append([(int(r), s[r]) for r in best_rows(s, wide)])
+    if self.dense:
+        vs = self._vectors(texts)
+        # LSA is silent where it knows no word and where a passage has nothing in common with the question.
+        low = 0 if self.encoder == "lsa" else -np.inf
+        by_vector = [[(int(r), x) for x, r in zip(ss, rs) if r >= 0 and x > low] if v.any() else []
+                     for v, (ss, rs) in zip(vs, self.dense.search(vs, wide, alive=self._alive))]
+    if self.how != "hybrid": return by_word if self.sparse else by_vector
+    return [fuse([[r for r, _ in a], [r for r, _ in b]]) for a, b in zip(by_word, by_vector)]
 
-    def delete(
-        self,
-        ids, # an id or a list
-    ):
-        "Take passages out."
-        ids = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
-        rows = self._known(ids)
-        if len(rows) == len(self): raise TaskError("deleting all passages would leave an empty corpus; nothing was changed")
-        for i in ids: del self._where[i]
-        self._change([], rows)
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #f30a789f
+@patch
+def _reranked(self:Retriever, text, hits):
+    "The first hits in the re-ranker's order and with its scores, the others behind them."
+    first, rest = hits[:self.rerank_depth], hits[self.rerank_depth:]
+    if not first: return hits
+    scores = np.asarray(self.rerank(text, [h.passage for h in first]), float).reshape(-1)
+    if len(scores) != len(first) or not np.isfinite(scores).all():
+        raise ModelError(f"the re-ranker gave {len(scores)} scores for {len(first)} passages, or some that are no "
+                         "numbers; it should give one for each")
+    first = [replace(first[i], score=float(scores[i])) for i in np.argsort(-scores, kind="stable")]
+    return [replace(h, rank=n) for n, h in enumerate([*first, *rest], 1)]
 
-    def _change(self, new, gone):
-        texts = [searched(p) for p in new]
-        vectors = self._vectors(texts) if self.dense and new else None  # first what can fail
-        if self.sparse: self.sparse.add(texts)
-        if vectors is not None: self.dense.add(vectors)
-        self._alive[gone] = False
-        for r in gone: self._rows[r] = None
-        for p in new: self._where.pop(p.id, None); self._where[p.id] = len(self._rows); self._rows.append(p)
-        self._alive = np.append(self._alive, np.ones(len(new), bool))
-        later = max(len(self._rows) - self._main, int((~self._alive[:self._main]).sum()))
-        if self.rebuild_at is not None and later > self.rebuild_at*self._main: self.rebuild()
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #8de7a4db
+@patch
+def add(
+    self:Retriever,
+    passages, # a Passage or a list
+):
+    "More passages, to be found from now on."
+    passages = check_passages([passages] if hasattr(passages, "text") else passages, "what is to be added")
+    if twice := [p.id for p in passages if p.id in self._where]:
+        raise TaskError(
+            f"the retriever already has {named(twice)}; use update for a passage that has changed. Nothing was added")
+    self._change(passages, [])
 
-    def rebuild(self):
-        "Fold what came later into the main index; vectors of an encoder are kept, LSA's directions are found anew."
-        vectors = self.dense.vectors()[list(self._where.values())] if self.dense else None
-        self._build(self.passages, vectors)
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #07c90f27
+@patch
+def update(
+    self:Retriever,
+    passages, # a Passage or a list, with ids that are known
+):
+    "Put changed passages in the place of those with the same ids."
+    passages = check_passages([passages] if hasattr(passages, "text") else passages, "what is to be updated")
+    self._change(passages, self._known([p.id for p in passages]))
+
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #570afb61
+@patch
+def delete(
+    self:Retriever,
+    ids, # an id or a list
+):
+    "Take passages out."
+    ids = [ids] if isinstance(ids, str) else list(dict.fromkeys(ids))
+    rows = self._known(ids)
+    if len(rows) == len(self): raise TaskError("deleting all passages would leave an empty corpus; nothing was changed")
+    for i in ids: del self._where[i]
+    self._change([], rows)
+
+@patch
+def _change(self:Retriever, new, gone):
+    texts = [searched(p) for p in new]
+    vectors = self._vectors(texts) if self.dense and new else None  # first what can fail
+    if self.sparse: self.sparse.add(texts)
+    if vectors is not None: self.dense.add(vectors)
+    self._alive[gone] = False
+    for r in gone: self._rows[r] = None
+    for p in new: self._where.pop(p.id, None); self._where[p.id] = len(self._rows); self._rows.append(p)
+    self._alive = np.append(self._alive, np.ones(len(new), bool))
+    later = max(len(self._rows) - self._main, int((~self._alive[:self._main]).sum()))
+    if self.rebuild_at is not None and later > self.rebuild_at*self._main: self.rebuild()
+
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #f38bdf97
+@patch
+def rebuild(self:Retriever):
+    "Fold what came later into the main index; vectors of an encoder are kept, LSA's directions are found anew."
+    vectors = self.dense.vectors()[list(self._where.values())] if self.dense else None
+    self._build(self.passages, vectors)
 
 # %% ../../nbs/api/retrieval/03_retriever.ipynb #a832ff46
 def _line(p):
     "A passage as a line of json; facts as lists of subject, kind, attribute, value."
-    return json.dumps(None if p is None else [p.id, p.title, p.text, [[f.subject, f.kind, f.attribute, f.value] for f in p.facts if isinstance(f, Fact)]], ensure_ascii=False)
+    return json.dumps(None if p is None else [p.id, p.title, p.text, [
+        [f.subject, f.kind, f.attribute, f.value] for f in p.facts if isinstance(f, Fact)]], ensure_ascii=False)
 
 def _passage(row): return None if row is None else Passage(*row[:3], tuple(Fact(*f) for f in row[3]))
 
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #57b87fe4
 @patch
 def save(
     self:Retriever,
@@ -205,54 +251,77 @@ def save(
 ):
     "Keep the retriever in a folder. A function given as encoder or re-ranker is not kept."
     folder = Path(folder).expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _is_retriever(folder)): raise FileError(f"{folder} holds something else than a retriever; nothing was written. Choose another folder")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _is_retriever(folder)):
+        raise FileError(f"{folder} holds something else than a retriever; nothing was written. Choose another folder")
     with atomic_folder(folder) as new:
         write_text(new/"passages.jsonl", "\n".join(map(_line, self._rows)) + "\n")
         if self.sparse: self.sparse.main.save(new/"bm25", show_progress=False)
         if self.dense:
-            for part in ("main", "fresh"): import_rag("faiss").write_index(getattr(self.dense, part), str(new/f"{part}.faiss"))
+            for part in ("main", "fresh"):
+                import_rag("faiss").write_index(getattr(self.dense, part), str(new/f"{part}.faiss"))
         if isinstance(self.encode, LSA): self.encode.save(new)
         about = {k: getattr(self, k) for k in _KEPT}
-        write_json(new/"retriever.json", about | dict(format=_FORMAT, encoder=None if callable(self.encoder) else str(self.encoder), rerank=bool(self.rerank), main=self._main,
-                                                      mean_length=self.sparse and self.sparse.mean_length, files={p.relative_to(new).as_posix(): sha256(p) for p in sorted(new.rglob("*")) if p.is_file()}))
+        write_json(new/"retriever.json", about | dict(
+            format=_FORMAT, encoder=None if callable(self.encoder) else str(self.encoder),
+            rerank=bool(self.rerank), main=self._main, mean_length=self.sparse and self.sparse.mean_length,
+            files={p.relative_to(new).as_posix(): sha256(p) for p in sorted(new.rglob("*")) if p.is_file()}))
 
 def _is_retriever(folder):
-    try: return isinstance(about := read_json(Path(folder)/"retriever.json"), dict) and "how" in about and "format" in about
+    try:
+        return (isinstance(about := read_json(Path(folder)/"retriever.json"), dict) and "how" in about
+                and "format" in about)
     except FileError: return False
 
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #32b54eb6
 @patch(cls_method=True)
 def load(
     cls:Retriever,
     folder, # where `save` has written
     encoder=None, # needed if it was a function; otherwise the one on record
+    *,
     rerank=None, # needed if there was one; False to do without
     offline="auto", # "yes" never asks the network for an encoder
 ): # -> Retriever
     "Read a retriever from a folder."
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise FileError(f"no such folder: {folder}")
-    if not (folder/"retriever.json").is_file(): raise FileError(f"{folder} holds no retriever: it has no retriever.json")
+    if not (folder/"retriever.json").is_file():
+        raise FileError(f"{folder} holds no retriever: it has no retriever.json")
     about = read_json(folder/"retriever.json")
     if not _is_retriever(folder): raise FileError(f"{folder/'retriever.json'} does not describe a retriever")
-    if about["format"] != _FORMAT: raise FileError(f"{folder} was saved in format {about['format']}, this version reads {_FORMAT}; build it again from its documents")
+    if about["format"] != _FORMAT:
+        raise FileError(f"{folder} was saved in format {about['format']}, this version reads {_FORMAT}; build it again "
+                        "from its documents")
     for name, digest in about["files"].items():
-        if not (folder/name).is_file(): raise FileError(f"{folder} is damaged: {name} is missing. Build and save it again")
-        if sha256(folder/name) != digest: raise FileError(f"{folder} is damaged: {name} has changed since it was saved. Build and save it again")
-    if about["how"] != "bm25" and about["encoder"] is None and encoder is None: raise ModelError(f"the encoder of {folder} was a function, which is not saved; give it again: Retriever.load(folder, encoder=...)")
-    if about["rerank"] and rerank is None: raise ModelError(f"the re-ranker of {folder} was a function, which is not saved; give it again (rerank=...), or rerank=False to do without")
+        if not (folder/name).is_file():
+            raise FileError(f"{folder} is damaged: {name} is missing. Build and save it again")
+        if sha256(folder/name) != digest:
+            raise FileError(f"{folder} is damaged: {name} has changed since it was saved. Build and save it again")
+    if about["how"] != "bm25" and about["encoder"] is None and encoder is None:
+        raise ModelError(f"the encoder of {folder} was a function, which is not saved; give it again: "
+                         "Retriever.load(folder, encoder=...)")
+    if about["rerank"] and rerank is None:
+        raise ModelError(f"the re-ranker of {folder} was a function, which is not saved; give it again (rerank=...), "
+                         "or rerank=False to do without")
     self = cls.__new__(cls)
     for k in _KEPT: setattr(self, k, about[k])
-    self.words, self.rerank, self.offline, self.encoder = Words(self.stopwords), rerank or None, offline, encoder or about["encoder"]
-    self.encode = None if self.how == "bm25" else LSA.load(folder, self.words) if self.encoder == "lsa" else load_encoder(self.encoder, offline)
-    self._rows, self._main = [_passage(json.loads(line)) for line in (folder/"passages.jsonl").read_text(encoding="utf-8").split("\n")[:-1]], about["main"]
-    self._alive, self._where = np.array([p is not None for p in self._rows]), {p.id: i for i, p in enumerate(self._rows) if p is not None}
+    self.words, self.rerank, self.offline, self.encoder = (Words(self.stopwords), rerank or None, offline,
+                                                           encoder or about["encoder"])
+    self.encode = (None if self.how == "bm25" else LSA.load(folder, self.words) if self.encoder == "lsa"
+                   else load_encoder(self.encoder, offline))
+    self._rows, self._main = [_passage(json.loads(line)) for line in (folder/"passages.jsonl")
+                              .read_text(encoding="utf-8").split("\n")[:-1]], about["main"]
+    self._alive, self._where = np.array([p is not None for p in self._rows]), {
+        p.id: i for i, p in enumerate(self._rows) if p is not None}
     self.sparse = self.dense = None
     if self.how != "dense":
-        self.sparse = BM25Index.__new__(BM25Index)._start(import_rag("bm25s").BM25.load(folder/"bm25", show_progress=False), self.words, about["mean_length"])
+        self.sparse = BM25Index.__new__(BM25Index)._start(
+            import_rag("bm25s").BM25.load(folder/"bm25", show_progress=False), self.words, about["mean_length"])
         self.sparse.add(searched(p) if p else "" for p in self._rows[self._main:])
     if self.how != "bm25":
         self.dense = DenseIndex.__new__(DenseIndex)
-        self.dense.main, self.dense.fresh = (import_rag("faiss").read_index(str(folder/f"{part}.faiss")) for part in ("main", "fresh"))
+        self.dense.main, self.dense.fresh = (import_rag("faiss").read_index(str(folder/f"{part}.faiss"))
+                                             for part in ("main", "fresh"))
         self._vectors(["a text"])
     return self
 
@@ -262,7 +331,10 @@ def at_recall(
     golds, # for each question, the ids that answer it
     recall, # share of the questions with all their right passages, 0 to 1
     k, # hits a question has afterwards
-    passages, # a Retriever or a list of Passage: where right ones that were not found are taken from, and strangers where hits are too few
+    # a Retriever or a list of Passage: where right ones that were not found are taken from, and strangers where hits
+    # are too few
+    passages,
+    *,
     seed=0, # which questions, and which strangers
 ): # -> for each question a list of k Hit
     "Degrade or mend retrieval to a chosen recall. Right passages that were not found come last; questions that have none keep their first k hits."
@@ -270,8 +342,11 @@ def at_recall(
     results, golds, passages = list(results), [set(g) for g in golds], list(getattr(passages, "passages", passages))
     if len(results) != len(golds): raise TaskError(f"{len(results)} results do not fit {len(golds)} questions")
     where = {p.id: p for p in passages}
-    if lost := sorted({i for g in golds for i in g if i not in where}): raise TaskError(f"the right passages {named(lost)} are not among those given")
-    if len(where) < k + (most := max(map(len, golds), default=0)) or most > k: raise TaskError(f"{k} hits with or without {most} right passages cannot be made of {len(where)} passages; take another k")
+    if lost := sorted({i for g in golds for i in g if i not in where}):
+        raise TaskError(f"the right passages {named(lost)} are not among those given")
+    if len(where) < k + (most := max(map(len, golds), default=0)) or most > k:
+        raise TaskError(
+            f"{k} hits with or without {most} right passages cannot be made of {len(where)} passages; take another k")
     judged = [i for i, g in enumerate(golds) if g]
     order = rng("recall", seed).permutation(len(judged))
     keep = {judged[i] for i in order[:round(recall*len(judged))]}
@@ -291,6 +366,7 @@ def at_recall(
         out.append([Hit(p, s, n) for n, (p, s) in enumerate(now, 1)])
     return out
 
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #4a7cc0eb
 def _strangers(passages, known, n, seed, i):
     "n passages that are not known, drawn by the seed."
     g, out = rng("strangers", seed, i), []
@@ -303,6 +379,7 @@ def _strangers(passages, known, n, seed, i):
 def growth(
     sizes=(1_000, 10_000, 100_000), # passages, roughly
     hows=("bm25", "hybrid"), # ways to retrieve
+    *,
     k=5, # of recall@k
     questions=200, # asked
     updates=20, # single passages changed
@@ -312,12 +389,14 @@ def growth(
     "What retrieval costs and finds as a world grows, one sentence a passage."
     import pandas as pd
     rows = []
-    for how in hows: Retriever([Passage("warm", "", "up")], how, **kwargs)  # libraries are imported before the clock runs
+    # libraries are imported before the clock runs
+    for how in hows: Retriever([Passage("warm", "", "up")], how, **kwargs)
     for size in sizes:
         world = World(size, seed=seed)
-        passages = chunk(world.corpus(seed=seed), "sentence", 1)
+        passages = chunk(world.corpus(seed=seed), "sentence", size=1)
         g = rng("growth", seed, size)
-        asked = [ask(world.facts[i], int(g.integers(99)), "test") for i in g.permutation(len(world.facts))[:questions]]
+        asked = [ask(world.facts[i], int(g.integers(99)), split="test")
+                 for i in g.permutation(len(world.facts))[:questions]]
         golds = gold_ids(asked, passages)
         for how in hows:
             began = time.perf_counter()
@@ -329,10 +408,13 @@ def growth(
             for i in g.permutation(len(passages))[:updates]:
                 new = replace(passages[i], text=say(passages[i].facts[0], int(g.integers(24))))
                 began = time.perf_counter(); r.update(new); changes.append(time.perf_counter() - began)
-            rows.append({"passages": len(passages), "how": how, "build_s": build, "query_ms": 1000*np.median(taken), "update_ms": 1000*np.median(changes), "update_worst_ms": 1000*max(changes),
-                         "memory_mb": memory, f"recall@{k}": float(np.mean([recall_at(ids_of(f), gold, k) for f, gold in zip(found, golds)]))})
+            rows.append({"passages": len(passages), "how": how, "build_s": build, "query_ms": 1000*np.median(taken),
+                         "update_ms": 1000*np.median(changes), "update_worst_ms": 1000*max(changes),
+                         "memory_mb": memory, f"recall@{k}": float(
+                             np.mean([recall_at(ids_of(f), gold, k) for f, gold in zip(found, golds)]))})
     return pd.DataFrame(rows)
 
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #bb0682e1
 def plot_growth(
     table, # of `growth`
 ): # -> figure
@@ -346,8 +428,10 @@ def plot_growth(
         axes[0].plot(t.passages, t.build_s, label=how, **style)
         axes[1].plot(t.passages, t.query_ms, **style); axes[1].plot(t.passages, t.update_ms, "--", mfc="white", **style)
         axes[2].plot(t.passages, t.memory_mb, **style); axes[3].plot(t.passages, 100*t[recall], **style)
-    for ax, title, unit in zip(axes, ("Building", "A question (a change: dashed)", "Indexes in memory", recall), ("seconds", "milliseconds", "MB", "%")):
-        ax.set(xscale="log", xlabel="passages", ylabel=unit, title=title); ax.grid(alpha=.3, which="both" if ax is axes[3] else "major")
+    for ax, title, unit in zip(axes, ("Building", "A question (a change: dashed)", "Indexes in memory", recall),
+                               ("seconds", "milliseconds", "MB", "%")):
+        ax.set(xscale="log", xlabel="passages", ylabel=unit, title=title)
+        ax.grid(alpha=.3, which="both" if ax is axes[3] else "major")
         if ax is not axes[3]: ax.set_yscale("log")
     axes[3].set_ylim(0, 102); axes[0].legend()
     return fig

@@ -37,9 +37,11 @@ class Pairs(MemoryItems):
         counts = (at >= self.y[chosen][:, None]) & (at < lengths[:, None])
         return TensorBase(ids), TensorBase(torch.where(counts, ids, IGNORED))
 
+# %% ../../nbs/api/training/05_causal.ipynb #d20682ed
 def encode_pairs(
     tok, # a transformers tokeniser
     pairs, # list of (beginning, continuation); the beginning may be empty
+    *,
     longest=None, # tokens a pair has at most; None for no limit
 ): # -> Pairs
     "Pairs as token ids, each with the end-of-text token behind it."
@@ -47,8 +49,11 @@ def encode_pairs(
     rows, starts = [], []
     for i, (begin, go_on) in enumerate(pairs):
         first = tok(begin)["input_ids"] if begin else []
-        rows.append(first + tok(go_on, add_special_tokens=False)["input_ids"] + [tok.eos_token_id]); starts.append(len(first))
-        if longest and len(rows[-1]) > longest: raise TaskError(f"text {i + 1} has {len(rows[-1])} tokens, the model reads {longest}; make it shorter: '{(begin or go_on)[:40]}...'")
+        rows.append(first + tok(go_on, add_special_tokens=False)["input_ids"] + [tok.eos_token_id])
+        starts.append(len(first))
+        if longest and len(rows[-1]) > longest:
+            raise TaskError(f"text {i + 1} has {len(rows[-1])} tokens, the model reads {longest}; make it shorter: "
+                            f"'{(begin or go_on)[:40]}...'")
     return Pairs(rows, starts, tok.pad_token_id)
 
 def next_token_loss(
@@ -56,13 +61,15 @@ def next_token_loss(
     targets, # int64 [B, L]; `IGNORED` where nothing counts
 ):
     "Mean cross-entropy (nats) of the tokens that count, each guessed from those before it."
-    return F.cross_entropy(out.logits[:, :-1].flatten(0, 1), targets.as_subclass(torch.Tensor)[:, 1:].flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(out.logits[:, :-1].flatten(0, 1), targets.as_subclass(torch.Tensor)[:, 1:].flatten(),
+                           ignore_index=IGNORED)
 
 # %% ../../nbs/api/training/05_causal.ipynb #f5431011
 def causal_learner(
     model, # a causal language model of the transformers library
     tok, # its tokeniser
     pairs, # list of (beginning, continuation)
+    *,
     bs=16, # pairs in a batch
     seed=0, # decides the order of the batches
     granularity="stage", # of the layer groups: "stage", "block" or "layer"
@@ -72,8 +79,11 @@ def causal_learner(
     "A fastai learner that goes on training a language model; `fit_recipe` takes it as it takes any other. The default of `clip` is that of transformers' Trainer."
     set_seed(seed)
     device = device or next(model.parameters()).device
-    data = encode_pairs(tok, pairs, context_length(tok, model.config))
+    data = encode_pairs(tok, pairs, longest=context_length(tok, model.config))
     dl = MemoryDL(data, bs=min(bs, len(data)), seed=seed, shuffle=True, drop_last=True, device=device)
-    learn = Learner(DataLoaders(dl, dl, device=device), model.to(device), loss_func=next_token_loss, opt_func=adamw, splitter=splitter(granularity), train_bn=False, wd_bn_bias=True, cbs=[GradientClip(clip)] if clip else None)
-    learn.groups, learn.seed, learn.granularity, learn.tok, learn.is_pretrained = layer_groups(model, granularity), seed, granularity, tok, True
+    learn = Learner(DataLoaders(dl, dl, device=device), model.to(device), loss_func=next_token_loss,
+                    opt_func=adamw, splitter=splitter(granularity), train_bn=False, wd_bn_bias=True,
+                    cbs=[GradientClip(clip)] if clip else None)
+    learn.groups, learn.seed, learn.granularity, learn.tok, learn.is_pretrained = layer_groups(
+        model, granularity), seed, granularity, tok, True
     return learn

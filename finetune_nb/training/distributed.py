@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from fastai.callback.core import Callback
+from fastcore.basics import patch
 
 from ..core.errors import FinetuneError
 from ..data.task import MemoryDL
@@ -22,13 +23,16 @@ class PartDL(MemoryDL):
     "A `MemoryDL` that hands out one process's part of every batch of another one."
     def __init__(self, dl, rank, world):
         if dl.bs % world or not dl.drop_last:
-            raise FinetuneError(f"{world} processes cannot share batches of {dl.bs} equally; take a batch size that is a multiple of {world}" + ("" if dl.drop_last else " and drop_last=True"))
+            raise FinetuneError(f"{world} processes cannot share batches of {dl.bs} equally; take a batch size that is "
+                                f"a multiple of {world}" + ("" if dl.drop_last else " and drop_last=True"))
         # A list, because a Pipeline that is handed on is emptied.
-        super().__init__(dl.dataset, bs=dl.bs, shuffle=dl.shuffle, drop_last=True, after_batch=list(dl.after_batch.fs), device=dl.device)
+        super().__init__(dl.dataset, bs=dl.bs, shuffle=dl.shuffle, drop_last=True, after_batch=list(dl.after_batch.fs),
+                         device=dl.device)
         self.rng, self.rank, self.world = dl.rng, rank, world
     def create_batches(self, samps):
         samps = list(samps)
-        for i in range(0, len(samps) - len(samps) % self.bs, self.bs): yield self.dataset.batch(samps[i:i + self.bs][self.rank::self.world])
+        for i in range(0, len(samps) - len(samps) % self.bs, self.bs):
+            yield self.dataset.batch(samps[i:i + self.bs][self.rank::self.world])
 
 # %% ../../nbs/api/training/08_distributed.ipynb #36946aec
 def average_(
@@ -46,35 +50,48 @@ class Average(Callback):
     order = 4  # before FollowPlan, which looks at the gradients and the loss
     def __init__(self, here): self.here, self.undo = here, None
 
-    def before_fit(self):
-        # What was cached or replaced is in place by now: this is what is going to train.
-        net, train = self.learn.model, self.learn.dls.train
-        if any(getattr(c, "store", None) for c in self.learn.cbs): raise FinetuneError("a fit on several processes cannot be resumed: after a kill they could have saved different steps. Leave checkpoint out")
-        self.here.check([len(train.dataset), train.bs, sum(p.numel() for p in net.parameters()), sum(p.requires_grad for p in net.parameters())])
-        with torch.no_grad(): average_([t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()], self.here.first)
-        loaders, part = list(self.learn.dls.loaders), PartDL(train, self.here.rank, self.here.world)
-        states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        self.learn.dls.loaders[0] = part
-        if self.here.rank: torch.manual_seed(torch.initial_seed() + self.here.rank); random.seed(torch.initial_seed())  # each part its own dropout and augmentation
-        def undo():
-            self.learn.dls.loaders, self.undo, train.rng = loaders, None, part.rng
-            torch.set_rng_state(states[0]); random.setstate(states[1]); np.random.set_state(states[2])
-        self.undo = undo
+# %% ../../nbs/api/training/08_distributed.ipynb #ccc5e17a
+@patch
+def before_fit(self:Average):
+    # What was cached or replaced is in place by now: this is what is going to train.
+    net, train = self.learn.model, self.learn.dls.train
+    if any(getattr(c, "store", None) for c in self.learn.cbs):
+        raise FinetuneError("a fit on several processes cannot be resumed: after a kill they could have saved "
+                            "different steps. Leave checkpoint out")
+    self.here.check([len(train.dataset), train.bs, sum(p.numel() for p in net.parameters()),
+                     sum(p.requires_grad for p in net.parameters())])
+    with torch.no_grad():
+        average_([t for t in (*net.parameters(), *net.buffers()) if t.is_floating_point()], self.here.first)
+    loaders, part = list(self.learn.dls.loaders), PartDL(train, self.here.rank, self.here.world)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    self.learn.dls.loaders[0] = part
+    # each part its own dropout and augmentation
+    if self.here.rank: torch.manual_seed(torch.initial_seed() + self.here.rank); random.seed(torch.initial_seed())
+    def undo():
+        self.learn.dls.loaders, self.undo, train.rng = loaders, None, part.rng
+        torch.set_rng_state(states[0]); random.setstate(states[1]); np.random.set_state(states[2])
+    self.undo = undo
 
-    def after_backward(self):
-        net = self.learn.model
-        live = [p for p in net.parameters() if p.requires_grad]
-        loss, used = self.learn.loss.detach().clone(), torch.tensor([float(p.grad is not None) for p in live], device=self.learn.loss.device)
-        for p in live:
-            if p.grad is None: p.grad = torch.zeros_like(p)  # as many numbers in every process
-        moving = [b for m in net.modules() if m.training for b in m._buffers.values() if b is not None and b.is_floating_point()]
-        with torch.no_grad(): average_([*(p.grad for p in live), *moving, loss, used], self.here.mean)
-        for p, u in zip(live, used.tolist()):
-            if not u: p.grad = None  # used by nobody: the optimiser passes it over, as it does with one process
-        self.learn.loss = loss
+# %% ../../nbs/api/training/08_distributed.ipynb #fe18e9ec
+@patch
+def after_backward(self:Average):
+    net = self.learn.model
+    live = [p for p in net.parameters() if p.requires_grad]
+    loss, used = self.learn.loss.detach().clone(), torch.tensor([float(p.grad is not None) for p in live],
+                                                                device=self.learn.loss.device)
+    for p in live:
+        if p.grad is None: p.grad = torch.zeros_like(p)  # as many numbers in every process
+    moving = [b for m in net.modules() if m.training
+              for b in m._buffers.values() if b is not None and b.is_floating_point()]
+    with torch.no_grad(): average_([*(p.grad for p in live), *moving, loss, used], self.here.mean)
+    for p, u in zip(live, used.tolist()):
+        if not u: p.grad = None  # used by nobody: the optimiser passes it over, as it does with one process
+    self.learn.loss = loss
 
-    def after_fit(self):
-        if self.undo: self.undo()
+# %% ../../nbs/api/training/08_distributed.ipynb #36860807
+@patch
+def after_fit(self:Average):
+    if self.undo: self.undo()
 
 # %% ../../nbs/api/training/08_distributed.ipynb #21c9e5b0
 @dataclass
@@ -96,21 +113,29 @@ class Here:
         "An error if these whole numbers are not the same everywhere: processes that differ would wait for each other for ever."
         t = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=self.accelerator.device)
         every = self.accelerator.gather(t[None])
-        if (every != every[0]).any(): raise FinetuneError(f"the processes hold different networks or data ({every.long().tolist()}: items, batch size, parameters, trainable tensors); make the learner in the same way, with the same seed, in all of them")
+        if (every != every[0]).any():
+            raise FinetuneError(
+                f"the processes hold different networks or data ({every.long().tolist()}: items, batch size, "
+                "parameters, trainable tensors); make the learner in the same way, with the same seed, in all of them")
 
+# %% ../../nbs/api/training/08_distributed.ipynb #30cf928a
 def join(
     cpu=None, # stay on the CPU? None: unless there is a GPU
 ): # -> Here
     "Meet the other processes that a launcher has started; alone if it has not."
     if "LOCAL_RANK" not in os.environ:
         if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
-            raise FinetuneError("'accelerate launch --cpu' starts one process, whatever --num_processes says; use 'accelerate launch --multi_gpu', which starts them on CPUs too")
+            raise FinetuneError("'accelerate launch --cpu' starts one process, whatever --num_processes says; use "
+                                "'accelerate launch --multi_gpu', which starts them on CPUs too")
         return Here()
     try: from accelerate import Accelerator
-    except ImportError: raise FinetuneError('training on several devices needs accelerate, which is not installed: pip install "finetune_nb[distributed]"') from None
+    except ImportError:
+        raise FinetuneError('training on several devices needs accelerate, which is not installed: pip install '
+                            '"finetune_nb[distributed]"') from None
     a = Accelerator(cpu=not torch.cuda.is_available() if cpu is None else cpu)
     return Here(a.process_index, a.num_processes, a)
 
+# %% ../../nbs/api/training/08_distributed.ipynb #83609bfd
 @contextmanager
 def on_all_devices(
     learn, # a learner whose training loader is a `MemoryDL`, made with the same seed in every process
@@ -119,7 +144,9 @@ def on_all_devices(
     "Inside the block `learn` trains on the batches of its loader, a part of each in every process."
     here = here or join(cpu=next(learn.model.parameters()).device.type == "cpu")
     if here.world == 1: yield here; return
-    if not isinstance(learn.dls.train, MemoryDL): raise FinetuneError(f"on_all_devices splits the batches of a task's own loader (MemoryDL), not those of a {type(learn.dls.train).__name__}")
+    if not isinstance(learn.dls.train, MemoryDL):
+        raise FinetuneError("on_all_devices splits the batches of a task's own loader (MemoryDL), not those of a "
+                            f"{type(learn.dls.train).__name__}")
     PartDL(learn.dls.train, 0, here.world)  # says at once what does not fit
     device = here.accelerator.device
     if device != next(learn.model.parameters()).device: learn.model.to(device); learn.dls.to(device)
@@ -137,10 +164,12 @@ def launch(
     env=None, # environment of the processes; None for this one's
 ): # -> what they printed
     "Run `script` in several processes through `accelerate launch`; a failure is a `FinetuneError` with the last line that tells why."
-    cmd = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no",
+    cmd = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+           "--num_machines", "1", "--mixed_precision", "no",
            "--dynamo_backend", "no", "--main_process_port", "0", str(script), *map(str, args)]
     # A session of its own, so that no process is left behind when time is up.
-    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    p = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+                         start_new_session=True)
     try: out, err = p.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         raise FinetuneError(f"{script} on {processes} processes was not done after {timeout} s") from None
@@ -148,8 +177,10 @@ def launch(
         if p.poll() is None: os.killpg(p.pid, signal.SIGTERM); p.wait()
     if p.returncode:
         lines = [re.sub(r"^\[rank\d+\]: *", "", l).strip() for l in err.splitlines()]
-        why = [i for i, l in enumerate(lines) if re.match(r"[\w.]*(Error|Exception): ", l) and "ChildFailedError" not in l]
+        why = [i for i, l in enumerate(lines)
+               if re.match(r"[\w.]*(Error|Exception): ", l) and "ChildFailedError" not in l]
         # fastai puts the callback's name on the line, and the reason below it.
-        said = [l for l in lines[why[0]:] if l and not l.endswith("calling event `before_fit`:")][:1] if why else [err.strip()[-300:]]
+        said = ([l for l in lines[why[0]:] if l and not l.endswith("calling event `before_fit`:")][:1] if why
+                else [err.strip()[-300:]])
         raise FinetuneError(f"{script} failed on {processes} processes: {' '.join(said)}")
     return out

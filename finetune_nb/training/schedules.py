@@ -17,6 +17,7 @@ from ..core.errors import RecipeError, unknown_name
 def stlr(
     steps, # optimiser steps
     cut_frac=0.1, # share of the steps spent rising
+    *,
     ratio=32, # how many times smaller the lowest rate is than the peak
 ): # -> float64 [steps]
     "Slanted triangular rates (Howard and Ruder, 2018), in a form that is positive for every length."
@@ -29,14 +30,18 @@ def stlr(
 def stlr_published(
     steps, # optimiser steps
     cut_frac=0.1, # share of the steps spent rising
+    *,
     ratio=32, # how many times smaller the lowest rate is than the peak
 ): # -> float64 [steps]
     "STLR exactly as the paper prints it; an error where it divides by zero or turns negative. Use `stlr`."
     cut = math.floor(steps * cut_frac)
-    if cut == 0: raise RecipeError(f"schedule 'stlr_published' divides by zero below {math.ceil(1/cut_frac) if cut_frac else 'infinitely many'} steps: use 'stlr'")
+    if cut == 0:
+        raise RecipeError("schedule 'stlr_published' divides by zero below "
+                          f"{math.ceil(1/cut_frac) if cut_frac else 'infinitely many'} steps: use 'stlr'")
     p = [t/cut if t < cut else 1 - (t - cut)/(cut * (1/cut_frac - 1)) for t in range(steps)]
     rates = np.array([(1 + q * (ratio - 1))/ratio for q in p])
-    if (rates <= 0).any(): raise RecipeError(f"schedule 'stlr_published' turns negative at the end of {steps} steps: use 'stlr'")
+    if (rates <= 0).any():
+        raise RecipeError(f"schedule 'stlr_published' turns negative at the end of {steps} steps: use 'stlr'")
     return rates
 
 # %% ../../nbs/api/training/00_schedules.ipynb #3bd95ec8
@@ -45,13 +50,16 @@ def _cosine(a, b, p): return a + (1 + np.cos(np.pi * (1 - p))) * (b - a) / 2
 def one_cycle(
     steps, # optimiser steps
     pct_start=0.25, # share of the steps spent rising
+    *,
     div=25.0, # the first rate is the peak divided by this
     div_final=1e5, # and the last one by this
 ): # -> float64 [steps]
     "Cosine up, cosine down (Smith, 2018), with fastai's defaults."
     x = np.arange(steps) / max(1, steps)
-    return np.where(x < pct_start, _cosine(1/div, 1, x/max(pct_start, 1e-12)), _cosine(1, 1/div_final, (x - pct_start)/max(1 - pct_start, 1e-12)))
+    return np.where(x < pct_start, _cosine(1/div, 1, x/max(pct_start, 1e-12)),
+                    _cosine(1, 1/div_final, (x - pct_start)/max(1 - pct_start, 1e-12)))
 
+# %% ../../nbs/api/training/00_schedules.ipynb #520898c7
 def flat(steps):
     "The same rate throughout."
     return np.ones(steps)
@@ -59,38 +67,47 @@ def flat(steps):
 def flat_cos(
     steps, # optimiser steps
     pct_start=0.75, # share of the steps at the peak
+    *,
     div_final=1e5, # the last rate is the peak divided by this
 ): # -> float64 [steps]
     "Flat, then a cosine down: fastai's `fit_flat_cos`."
     x = np.arange(steps) / max(1, steps)
     return np.where(x < pct_start, 1., _cosine(1, 1/div_final, (x - pct_start)/max(1 - pct_start, 1e-12)))
 
+# %% ../../nbs/api/training/00_schedules.ipynb #4206f341
 def sgdr(
     steps, # optimiser steps
     cycles=3, # number of restarts plus one
+    *,
     cycle_mult=2, # each cycle is so many times longer than the one before
 ): # -> float64 [steps]
     "Cosines down from the peak with warm restarts (Loshchilov and Hutter, 2017); fastai's `fit_sgdr`."
-    if not (isinstance(cycles, int) and cycles >= 1 and cycle_mult > 0): raise RecipeError("schedule 'sgdr': cycles must be a whole number of at least 1 and cycle_mult greater than 0")
+    if not (isinstance(cycles, int) and cycles >= 1 and cycle_mult > 0):
+        raise RecipeError("schedule 'sgdr': cycles must be a whole number of at least 1 and cycle_mult greater than 0")
     lengths = np.array([cycle_mult**i for i in range(cycles)], dtype=float)
     ends = np.cumsum(lengths) / lengths.sum() * steps
     t, starts = np.arange(steps), np.concatenate([[0], ends[:-1]])
     which = np.minimum(np.searchsorted(ends, t, side="right"), cycles - 1)
     return np.maximum(_cosine(1, 0, (t - starts[which]) / (ends - starts)[which]), 1e-6)
 
+# %% ../../nbs/api/training/00_schedules.ipynb #35cf36cc
 def warmup(
     steps, # optimiser steps
     pct_start=0.1, # share of the steps spent rising
+    *,
     then="cosine", # "cosine", "linear" (both towards 0) or "constant"
 ): # -> float64 [steps]
     "Linear warm-up, then a fall to near zero or none: transformers' usual schedules."
-    if then not in ("cosine", "linear", "constant"): raise RecipeError(f"schedule 'warmup': {unknown_name('value of then', then, ['cosine', 'linear', 'constant'])}")
+    if then not in ("cosine", "linear", "constant"):
+        raise RecipeError(f"schedule 'warmup': {unknown_name('value of then', then, ['cosine', 'linear', 'constant'])}")
     t, up = np.arange(steps), max(1, math.floor(pct_start * steps))
     p = (t - up) / max(1, steps - up)
     down = {"cosine": _cosine(1, 0, np.clip(p, 0, 1)), "linear": 1 - p, "constant": np.ones(steps)}[then]
     return np.where(t < up, (t + 1) / up, down)
 
-SCHEDULES = {"stlr": stlr, "stlr_published": stlr_published, "one_cycle": one_cycle, "flat": flat, "flat_cos": flat_cos, "sgdr": sgdr, "warmup": warmup}
+# %% ../../nbs/api/training/00_schedules.ipynb #59f8cf87
+SCHEDULES = {"stlr": stlr, "stlr_published": stlr_published, "one_cycle": one_cycle, "flat": flat, "flat_cos": flat_cos,
+             "sgdr": sgdr, "warmup": warmup}
 
 def schedule(
     kind, # one of `SCHEDULES`
@@ -101,8 +118,13 @@ def schedule(
     if kind not in SCHEDULES: raise RecipeError(unknown_name("schedule", kind, SCHEDULES))
     known = list(inspect.signature(SCHEDULES[kind]).parameters)[1:]
     for k, v in kwargs.items():
-        if k not in known: raise RecipeError(f"schedule '{kind}': {unknown_name('argument', k, known) if known else f'it takes no arguments, not {k!r}'}")
-        if k != "then" and not (isinstance(v, (int, float)) and v >= 0): raise RecipeError(f"schedule '{kind}': {k} must be a number of at least 0, not {v!r}")
-        if k in ("pct_start", "cut_frac") and v > 1: raise RecipeError(f"schedule '{kind}': {k} is a share of the steps, between 0 and 1, not {v!r}")
-        if k in ("div", "div_final", "ratio") and v == 0: raise RecipeError(f"schedule '{kind}': {k} divides the rate and cannot be 0")
+        if k not in known:
+            raise RecipeError(f"schedule '{kind}': "
+                              f"{unknown_name('argument', k, known) if known else f'it takes no arguments, not {k!r}'}")
+        if k != "then" and not (isinstance(v, (int, float)) and v >= 0):
+            raise RecipeError(f"schedule '{kind}': {k} must be a number of at least 0, not {v!r}")
+        if k in ("pct_start", "cut_frac") and v > 1:
+            raise RecipeError(f"schedule '{kind}': {k} is a share of the steps, between 0 and 1, not {v!r}")
+        if k in ("div", "div_final", "ratio") and v == 0:
+            raise RecipeError(f"schedule '{kind}': {k} divides the rate and cannot be 0")
     return SCHEDULES[kind](steps, **kwargs)

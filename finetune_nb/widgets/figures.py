@@ -23,7 +23,9 @@ from ..layers.rates import group_rates
 # %% ../../nbs/api/widgets/03_figures.ipynb #4e7d8600
 GREY = "#777777"
 
-def _percent(x): return f"{100*x:.0f} %" if x >= .0995 else f"{100*x:.1f} %" if x >= .00095 else f"{100*x:.1g} %" if x >= 1e-6 else "less than 0.0001 %"
+def _percent(x):
+    return (f"{100*x:.0f} %" if x >= .0995 else f"{100*x:.1f} %" if x >= .00095 else f"{100*x:.1g} %" if x >= 1e-6
+            else "less than 0.0001 %")
 def _number(x): return f"{x:,.0f}" if x >= 9.95 else f"{x:.1f}" if x >= .95 else f"{x:.2g}"
 
 # %% ../../nbs/api/widgets/03_figures.ipynb #982ecb22
@@ -34,42 +36,54 @@ def layer_rates(
 ): # -> DialFigure
     "A ladder of rates, and the path that the weights go under it."
     m = measured("rates")
-    dials = dict(factor=Dial("factor between neighbours", factor, m["factors"], show=lambda f: f"{f:g} (decay {1/f:.2f})"),
-                 groups=Dial("groups of layers", groups, CUTS))
-    return DialFigure(_draw_rates, dials, (8, 3.9), **how)
+    dials = dict(factor=Dial("factor between neighbours", factor, m["factors"],
+                             show=lambda f: f"{f:g} (decay {1/f:.2f})"), groups=Dial("groups of layers", groups, CUTS))
+    return DialFigure(_draw_rates, dials, size=(8, 3.9), **how)
 
 _LOWEST = 1e-8  # share of the head's rate; what is lower is drawn there
 
+# %% ../../nbs/api/widgets/03_figures.ipynb #118dd7d1
 def _draw_rates(fig, factor, groups):
     from matplotlib.ticker import LogLocator
     m = measured("rates")
     names, paths = m["cuts"][str(groups)]["names"], np.array(m["cuts"][str(groups)]["distance"])
-    share, y = group_rates(names, "factor", factor), range(len(names))
+    share, y = group_rates(names, "factor", value=factor), range(len(names))
     left, right = fig.subplots(1, 2, sharey=True)
     left.axvline(1, color=GREY, lw=1.2, ls="--", label="one rate for all")
     left.plot(share, y, color=COLOURS[0], lw=1, alpha=.5, zorder=1)
-    for i, s in enumerate(share): left.plot(max(s, _LOWEST), i, marker="o" if s >= _LOWEST else "<", color=COLOURS[0], ms=5, label=f"factor {factor:g}" if i == len(names) - 1 else None)
+    for i, s in enumerate(share):
+        left.plot(max(s, _LOWEST), i, marker="o" if s >= _LOWEST else "<", color=COLOURS[0], ms=5,
+                  label=f"factor {factor:g}" if i == len(names) - 1 else None)
     left.set(xscale="log", xlim=(_LOWEST/1.3, 3), xlabel="rate, share of the head's", title="the ladder")
     lowest = max(100*paths.min()/1.5, 1e-6)
-    for f, colour, marker, label in ((1., GREY, "s", "one rate for all"), (factor, COLOURS[0], "o", f"factor {factor:g}")):
+    for f, colour, marker, label in ((1., GREY, "s", "one rate for all"),
+                                     (factor, COLOURS[0], "o", f"factor {factor:g}")):
         mean, low, high = 100*np.array([mean_ci(d) for d in paths[m["factors"].index(f)].T]).T
         far = mean > lowest
-        right.errorbar(mean[far], np.array(y)[far], xerr=np.abs([mean - low, high - mean])[:, far], color=colour, marker=marker, ms=5 if f == factor else 4, ls="", capsize=2, label=label, alpha=.7 if f != factor else 1)
+        right.errorbar(mean[far], np.array(y)[far], xerr=np.abs([mean - low, high - mean])[:, far],
+                       color=colour, marker=marker, ms=5 if f == factor else 4, ls="", capsize=2, label=label,
+                       alpha=.7 if f != factor else 1)
         right.plot([lowest]*sum(~far), np.array(y)[~far], "<", color=colour, ms=5)
-    right.set(xscale="log", xlim=(lowest/1.3, 100*paths.max()*1.5), xlabel="distance from the start, % of the weights' length", title=f"the path of {m['steps']} steps, {len(m['seeds'])} seeds, 95 % interval")
+    right.set(xscale="log", xlim=(lowest/1.3, 100*paths.max()*1.5),
+              xlabel="distance from the start, % of the weights' length",
+              title=f"the path of {m['steps']} steps, {len(m['seeds'])} seeds, 95 % interval")
     left.set_yticks(y, names, fontsize=9 if len(names) <= 8 else 7.5); left.set_ylim(-.6, len(names) - .4)
     for ax in (left, right): ax.grid(alpha=.25, which="major")
     right.xaxis.set_major_locator(LogLocator(numticks=6)); right.xaxis.set_major_formatter("{x:g}")
     right.legend(loc="upper left", frameon=False)
     first, one = (paths[m["factors"].index(f)][:, 0].mean() for f in (factor, 1.))
-    if factor == 1: return f"Under one rate for all, the first of {len(names)} groups goes {_percent(one)} of its length within {m['steps']} steps, although the head is what is new."
-    said = f"With a factor of {factor:g} over {len(names)} groups the first group learns at {_percent(share[0])} of the head's rate and goes {_percent(first)} of its length instead of {_percent(one)}"
+    if factor == 1:
+        return (f"Under one rate for all, the first of {len(names)} groups goes {_percent(one)} of its length within "
+                f"{m['steps']} steps, although the head is what is new.")
+    said = (f"With a factor of {factor:g} over {len(names)} groups the first group learns at {_percent(share[0])} of "
+            f"the head's rate and goes {_percent(first)} of its length instead of {_percent(one)}")
     return said + (": that is freezing by another name." if share[0] < 1e-3 else ".")
 
 # %% ../../nbs/api/widgets/03_figures.ipynb #2f601121
 def unfreezing(
     recipe="gradual", # a name of `RECIPES`, at first
     steps=100, # optimiser steps, at first
+    *,
     at=40, # per cent of them gone, at first
     groups=6, # of layers into which the network is cut, at first: 3, 6 or 16
     **how, # of `DialFigure`
@@ -77,10 +91,13 @@ def unfreezing(
     "The timeline of a recipe, and the rates at one moment of it."
     from finetune_nb.recipes.library import RECIPES
     names = tuple(n for n, r in RECIPES.items() if not r.best_of)
-    dials = dict(recipe=Dial("recipe", recipe, names), steps=Dial("steps", steps, (4, 10, 20, 50, 100, 200, 500, 1000), between=True), at=Dial("of them gone", at, tuple(range(0, 101, 5)), between=True, show=lambda a: f"{a:g} %"),
+    dials = dict(recipe=Dial("recipe", recipe, names),
+                 steps=Dial("steps", steps, (4, 10, 20, 50, 100, 200, 500, 1000), between=True),
+                 at=Dial("of them gone", at, tuple(range(0, 101, 5)), between=True, show=lambda a: f"{a:g} %"),
                  groups=Dial("groups of layers", groups, CUTS))
-    return DialFigure(_draw_timeline, dials, (8, 3.4), **how)
+    return DialFigure(_draw_timeline, dials, size=(8, 3.4), **how)
 
+# %% ../../nbs/api/widgets/03_figures.ipynb #adf2a67f
 def _plan(recipe, steps, groups):
     import torch.nn as nn
     from finetune_nb.recipes.library import recipe as find_recipe
@@ -92,6 +109,7 @@ def _plan(recipe, steps, groups):
     found = find_recipe(recipe)
     return make_plan(found if found.lr else found.with_lr(.01), made, steps)
 
+# %% ../../nbs/api/widgets/03_figures.ipynb #5a3c8526
 def _draw_timeline(fig, recipe, steps, at, groups):
     plan = _plan(recipe, steps, groups)
     i = min(steps - 1, round(at/100*steps))
@@ -100,30 +118,40 @@ def _draw_timeline(fig, recipe, steps, at, groups):
     left.axvline(i, color=COLOURS[3], lw=1.8); left.spines[["top", "right"]].set_visible(True)
     now, y, top = plan.rates[i][::-1], range(len(plan.names)), plan.rates.max()
     on = now > 0
-    right.hlines(np.array(y)[on], top/1e5, now[on], color=COLOURS[3], lw=2.5); right.plot(now[on], np.array(y)[on], "o", color=COLOURS[3], ms=5)
-    for j in np.array(y)[~on]: right.text(.03, j, "frozen", transform=right.get_yaxis_transform(), va="center", fontsize=8, color=GREY)
-    right.set(xscale="log", xlim=(top/1e5, top*2), ylim=(len(plan.names) - .5, -.5), xlabel="learning rate (logarithmic)", title=f"at step {i}"); right.set_yticks([]); right.grid(alpha=.25)
+    right.hlines(np.array(y)[on], top/1e5, now[on], color=COLOURS[3], lw=2.5)
+    right.plot(now[on], np.array(y)[on], "o", color=COLOURS[3], ms=5)
+    for j in np.array(y)[~on]:
+        right.text(.03, j, "frozen", transform=right.get_yaxis_transform(), va="center", fontsize=8, color=GREY)
+    right.set(xscale="log", xlim=(top/1e5, top*2), ylim=(len(plan.names) - .5, -.5),
+              xlabel="learning rate (logarithmic)", title=f"at step {i}")
+    right.set_yticks([]); right.grid(alpha=.25)
     right.xaxis.label.set_size(8); right.tick_params(axis="x", labelsize=8)
     trains = [n for n, r in zip(plan.names, plan.rates[i]) if r > 0]
     ever = np.flatnonzero(plan.rates[:, 0])
-    first = "is never trained" if not len(ever) else "trains from the beginning" if ever[0] == 0 else f"first trains at step {ever[0]}"
-    what = "nothing trains" if not trains else "everything trains" if len(trains) == len(plan.names) else f"{', '.join(trains)} train{'s' if len(trains) == 1 else ''}"
+    first = ("is never trained" if not len(ever) else "trains from the beginning" if ever[0] == 0
+             else f"first trains at step {ever[0]}")
+    what = ("nothing trains" if not trains else "everything trains" if len(trains) == len(plan.names)
+            else f"{', '.join(trains)} train{'s' if len(trains) == 1 else ''}")
     return f"At step {i} of {steps} {what}; the {plan.names[0]}, nearest to the input, {first}."
 
 # %% ../../nbs/api/widgets/03_figures.ipynb #685d5dbe
 def label_budget(
     labels=3, # a class, at first
     way="full", # of using the pre-trained network, at first: full or linear_probe
+    *,
     task="digits", # at first: digits or scripts
     **how, # of `DialFigure`
 ): # -> DialFigure
     "Accuracy over labels, and what one label is worth."
     tasks = measured("labels")["tasks"]
     known = sorted({n for t in tasks.values() for n in t["budgets"]})
-    dials = dict(labels=Dial("labels a class", labels, known), way=Dial("pre-trained and", way, ("full", "linear_probe"), show=lambda w: dict(full="all fine-tuned", linear_probe="only a new head")[w]),
+    dials = dict(labels=Dial("labels a class", labels, known),
+                 way=Dial("pre-trained and", way, ("full", "linear_probe"),
+                          show=lambda w: dict(full="all fine-tuned", linear_probe="only a new head")[w]),
                  task=Dial("task", task, tuple(tasks)))
-    return DialFigure(_draw_labels, dials, (8, 3.9), **how)
+    return DialFigure(_draw_labels, dials, size=(8, 3.9), **how)
 
+# %% ../../nbs/api/widgets/03_figures.ipynb #42a7269f
 class _Curves:
     "Measured accuracies, as results of a study are asked for them."
     def __init__(self, task):
@@ -141,22 +169,34 @@ def _worth(curves, way, labels):
     best = np.array([max(by_seed) for by_seed in zip(*curves.accuracy["scratch"])])
     return 2**mean, 2**low, 2**high, int((np.array(curves.values(f"{way}, labels {labels}")) > best).sum())
 
+# %% ../../nbs/api/widgets/03_figures.ipynb #6c79af4d
 def _draw_labels(fig, labels, way, task):
     c = _Curves(task)
-    if labels not in c.budgets: raise FinetuneError(f"task '{task}' was measured with {', '.join(map(str, c.budgets))} labels a class, not with {labels}")
+    if labels not in c.budgets:
+        raise FinetuneError(
+            f"task '{task}' was measured with {', '.join(map(str, c.budgets))} labels a class, not with {labels}")
     ax = fig.subplots()
-    for i, (arm, label) in enumerate((("scratch", "from scratch"), ("linear_probe", "pre-trained, only a new head"), ("full", "pre-trained, all fine-tuned"))):
+    for i, (arm, label) in enumerate((("scratch", "from scratch"), ("linear_probe", "pre-trained, only a new head"),
+                                      ("full", "pre-trained, all fine-tuned"))):
         mean, low, high = 100*np.array([mean_ci(v) for v in c.accuracy[arm]]).T
-        ax.errorbar(c.budgets, mean, yerr=np.abs([mean - low, high - mean]), color=COLOURS[i], marker="os^"[i], ms=5, capsize=3, label=label, alpha=1 if arm in (way, "scratch") else .45)
+        ax.errorbar(c.budgets, mean, yerr=np.abs([mean - low, high - mean]), color=COLOURS[i], marker="os^"[i], ms=5,
+                    capsize=3, label=label, alpha=1 if arm in (way, "scratch") else .45)
     here, (times, low, high, beyond) = 100*np.mean(c.values(f"{way}, labels {labels}")), _worth(c, way, labels)
-    ax.plot([labels, min(labels*times, c.budgets[-1])], [here, here], color="#222222", lw=1.6, ls=":", zorder=4); ax.plot(labels, here, "o", ms=11, mfc="none", mec="#222222", mew=1.6, zorder=5)
+    ax.plot([labels, min(labels*times, c.budgets[-1])], [here, here], color="#222222", lw=1.6, ls=":", zorder=4)
+    ax.plot(labels, here, "o", ms=11, mfc="none", mec="#222222", mew=1.6, zorder=5)
     chance = dict(digits=10, scripts=100/106)[task]
-    ax.axhline(chance, color=GREY, lw=.8, ls="--"); ax.text(c.budgets[0]/1.12, chance + 1.2, "guessing", ha="left", fontsize=8, color=GREY)
-    ax.set_xscale("log"); ax.set_xticks(c.budgets, c.budgets); ax.minorticks_off(); ax.set_xlim(c.budgets[0]/1.15, c.budgets[-1]*1.15); ax.set_ylim(0, 102)
-    ax.set(xlabel="labels a class (logarithmic)", ylabel="test accuracy, %", title=f"{task}, {measured('labels')['steps']} updates, {len(c.seeds)} seeds, 95 % interval"); ax.grid(alpha=.25); ax.legend(loc="lower right", bbox_to_anchor=(1, .12), frameon=False)
+    ax.axhline(chance, color=GREY, lw=.8, ls="--")
+    ax.text(c.budgets[0]/1.12, chance + 1.2, "guessing", ha="left", fontsize=8, color=GREY)
+    ax.set_xscale("log"); ax.set_xticks(c.budgets, c.budgets); ax.minorticks_off()
+    ax.set_xlim(c.budgets[0]/1.15, c.budgets[-1]*1.15); ax.set_ylim(0, 102)
+    ax.set(xlabel="labels a class (logarithmic)", ylabel="test accuracy, %",
+           title=f"{task}, {measured('labels')['steps']} updates, {len(c.seeds)} seeds, 95 % interval")
+    ax.grid(alpha=.25); ax.legend(loc="lower right", bbox_to_anchor=(1, .12), frameon=False)
     named = dict(full="fine-tuning", linear_probe="a new head")[way]
-    more = f" or more ({beyond} of {len(c.seeds)} seeds go beyond what was measured)" if beyond else f" (95 % interval {_number(low)} to {_number(high)})"
-    return f"With {labels} label{'s' if labels > 1 else ''} a class {named} reads {here:.0f} % rightly; one label here is worth {_number(times)}{more} without the pre-training."
+    more = (f" or more ({beyond} of {len(c.seeds)} seeds go beyond what was measured)" if beyond
+            else f" (95 % interval {_number(low)} to {_number(high)})")
+    return (f"With {labels} label{'s' if labels > 1 else ''} a class {named} reads {here:.0f} % rightly; one label "
+            f"here is worth {_number(times)}{more} without the pre-training.")
 
 # %% ../../nbs/api/widgets/03_figures.ipynb #7e507716
 def search_and_answers(
@@ -166,36 +206,49 @@ def search_and_answers(
 ): # -> DialFigure
     "Right, declined and wrong answers, by the number of passages and by how often search misses."
     known = measured("reading")["passages"]
-    dials = dict(passages=Dial("passages a question", passages, known), missed=Dial("questions whose passage is missed", missed, tuple(range(0, 101, 5)), between=True, show=lambda m: f"{m:g} %"))
-    return DialFigure(_draw_search, dials, (8, 3.7), **how)
+    dials = dict(passages=Dial("passages a question", passages, known), missed=Dial(
+        "questions whose passage is missed", missed, tuple(range(0, 101, 5)), between=True, show=lambda m: f"{m:g} %"))
+    return DialFigure(_draw_search, dials, size=(8, 3.7), **how)
 
 def _answers(passages, missed):
     "right, declined, wrong [each a number a seed] when this share of the questions is missed"
     m = measured("reading")
     i, gone = m["passages"].index(passages), missed/100
-    right, declined = ((1 - gone)*np.array(m[what]["1.0"][i]) + gone*np.array(m[what]["0.0"][i]) for what in ("exact", "unknown"))
+    right, declined = ((1 - gone)*np.array(m[what]["1.0"][i]) + gone*np.array(m[what]["0.0"][i])
+                       for what in ("exact", "unknown"))
     return right, declined, 1 - right - declined
 
+# %% ../../nbs/api/widgets/03_figures.ipynb #5480d05d
 def _draw_search(fig, passages, missed):
     m = measured("reading")
     left, right = fig.subplots(1, 2, sharey=True)
     x = np.array([0, 100])
     ends = np.array([[100*v.mean() for v in _answers(passages, 100 - f)] for f in x]).T
-    left.stackplot(x, ends, colors=("#0072B2", "#cfcfcf", "#D55E00"), labels=("right", "says 'unknown'", "wrong"), lw=0, alpha=.9)
+    left.stackplot(x, ends, colors=("#0072B2", "#cfcfcf", "#D55E00"), labels=("right", "says 'unknown'", "wrong"),
+                   lw=0, alpha=.9)
     left.axvline(100 - missed, color="#222222", lw=1.8)
     i = m["passages"].index(passages)
-    left.plot(50, 100*np.mean(m["exact"]["0.5"][i]), "o", mfc="white", mec="#222222", ms=6, label="right, measured at 50 %")
-    left.set(xlim=(0, 100), ylim=(0, 100), xlabel="questions whose passage is found, %", ylabel="answers, %", title=f"{passages} passage{'s' if passages > 1 else ''} a question")
+    left.plot(50, 100*np.mean(m["exact"]["0.5"][i]), "o", mfc="white", mec="#222222", ms=6,
+              label="right, measured at 50 %")
+    left.set(xlim=(0, 100), ylim=(0, 100), xlabel="questions whose passage is found, %", ylabel="answers, %",
+             title=f"{passages} passage{'s' if passages > 1 else ''} a question")
     left.legend(loc="upper left", framealpha=.9)
-    for gone, colour, label, marker in ((0, COLOURS[2], "nothing is missed", "s"), (missed, COLOURS[0], f"{missed:g} % is missed", "o")):
+    for gone, colour, label, marker in ((0, COLOURS[2], "nothing is missed", "s"),
+                                        (missed, COLOURS[0], f"{missed:g} % is missed", "o")):
         mean, low, high = 100*np.array([mean_ci(_answers(k, gone)[0]) for k in m["passages"]]).T
-        right.errorbar(m["passages"], mean, yerr=np.abs([mean - low, high - mean]), color=colour, marker=marker, ms=4.5, capsize=3, label=label)
-    right.plot(m["passages"], 100*np.array([np.mean(f) for f in m["found"]["search"]]), color=GREY, ls="--", marker="^", ms=4, label="found by BM25 in this world")
+        right.errorbar(m["passages"], mean, yerr=np.abs([mean - low, high - mean]), color=colour, marker=marker, ms=4.5,
+                       capsize=3, label=label)
+    right.plot(m["passages"], 100*np.array([np.mean(f) for f in m["found"]["search"]]), color=GREY, ls="--", marker="^",
+               ms=4, label="found by BM25 in this world")
     right.axvline(passages, color="#222222", lw=1.8)
-    right.set(xlabel="passages a question", title=f"right answers, {len(m['seeds'])} worlds, 95 % interval"); right.set_xticks(m["passages"], m["passages"]); right.grid(alpha=.25); right.legend(loc="lower left", frameon=True, framealpha=.9)
+    right.set(xlabel="passages a question", title=f"right answers, {len(m['seeds'])} worlds, 95 % interval")
+    right.set_xticks(m["passages"], m["passages"]); right.grid(alpha=.25)
+    right.legend(loc="lower left", frameon=True, framealpha=.9)
     r, d, w = (100*v.mean() for v in _answers(passages, missed))
     slope = (np.mean(m["exact"]["1.0"][i]) - np.mean(m["exact"]["0.0"][i]))*10
-    return f"With {passages} passage{'s' if passages > 1 else ''} and {missed:g} % of the questions missed, {r:.0f} % of the answers are right, {d:.0f} % are 'unknown' and {w:.0f} % wrong; ten points of recall are worth {slope:.1f} points of right answers."
+    return (f"With {passages} passage{'s' if passages > 1 else ''} and {missed:g} % of the questions missed, {r:.0f} "
+            f"% of the answers are right, {d:.0f} % are 'unknown' and {w:.0f} % wrong; ten points of recall are worth "
+            f"{slope:.1f} points of right answers.")
 
 # %% ../../nbs/api/widgets/03_figures.ipynb #2bb15400
 MONTHS = 12  # that a model is used before it is made anew
@@ -204,23 +257,29 @@ DAYS = 30  # of a month
 def rag_or_finetuning(
     questions=300, # a day, at first
     updates=30, # a month, at first: how often something has changed and has to be brought in
+    *,
     tokens=60, # of a passage, at first
     s=None, # Settings for the prices; None for those in force
     **how, # of `DialFigure`
 ): # -> DialFigure
     "What retrieval and fine-tuning cost a month, and from how many questions on fine-tuning is the cheaper one."
-    dials = dict(questions=Dial("questions a day", questions, (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000), between=True),
-                 updates=Dial("updates a month", updates, (0, 1, 4, 30, 100, 300, 1000), between=True), tokens=Dial("tokens a passage", tokens, (10, 20, 40, 60, 80, 100, 120), between=True))
-    return DialFigure(lambda fig, **v: _draw_costs(fig, s=s, **v), dials, (8, 3.9), **how)
+    dials = dict(questions=Dial("questions a day", questions,
+                                (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000), between=True),
+                 updates=Dial("updates a month", updates, (0, 1, 4, 30, 100, 300, 1000), between=True),
+                 tokens=Dial("tokens a passage", tokens, (10, 20, 40, 60, 80, 100, 120), between=True))
+    return DialFigure(lambda fig, **v: _draw_costs(fig, s=s, **v), dials, size=(8, 3.9), **how)
 
+# %% ../../nbs/api/widgets/03_figures.ipynb #5d917900
 def _seconds(updates, tokens):
     "For retrieval and for fine-tuning: seconds a month that do not depend on the questions, seconds a question, and how they are made up."
     m = measured("costs")
     x, y = np.array([(p["tokens"], p["seconds"]) for p in m["answers"]]).T
     each, start = np.polyfit(x, y, 1)
     rag, ft, alone = m["arms"]["rag"], m["arms"]["ft_replay"], x[0]
-    return dict(rag=dict(once=rag["index_seconds"]/MONTHS, updating=updates*rag["update_seconds"], question=start + each*(alone + m["k"]*tokens)),
-                ft=dict(once=ft["train_seconds"]/MONTHS, updating=updates*ft["update_seconds"], question=start + each*alone))
+    return dict(rag=dict(once=rag["index_seconds"]/MONTHS, updating=updates*rag["update_seconds"],
+                         question=start + each*(alone + m["k"]*tokens)),
+                ft=dict(once=ft["train_seconds"]/MONTHS, updating=updates*ft["update_seconds"],
+                        question=start + each*alone))
 
 def _even(updates, tokens):
     "Questions a day from which on fine-tuning is the cheaper one; None if there are none."
@@ -228,25 +287,46 @@ def _even(updates, tokens):
     n = break_even(rag["once"] + rag["updating"], rag["question"], ft["once"] + ft["updating"], ft["question"])
     return None if n is None else n/DAYS
 
+# %% ../../nbs/api/widgets/03_figures.ipynb #6076db8e
 def _draw_costs(fig, questions, updates, tokens, s=None):
     m = measured("costs")
     money, ways, even = (lambda t: price_of(t, s)["price"]), _seconds(updates, tokens), _even(updates, tokens)
     left, right = fig.subplots(1, 2, width_ratios=(1.6, 1))
     x = np.geomspace(1, 1e5, 60)
-    for (w, c), colour, style, label in zip(ways.items(), COLOURS, ("-", "--"), ("retrieval", "fine-tuning")): left.plot(x, [money(c["once"] + c["updating"] + DAYS*q*c["question"]) for q in x], color=colour, ls=style, lw=2, label=label)
-    if even and even <= 1e5: left.axvline(even, color=GREY, lw=1.2, ls=":"); left.text(even, .03, f" even at {_number(even)} ", transform=left.get_xaxis_transform(), fontsize=8.5, color="#444444", ha="left" if even < 3000 else "right", zorder=4, bbox=dict(facecolor="white", edgecolor="none", pad=1))
+    for (w, c), colour, style, label in zip(ways.items(), COLOURS, ("-", "--"), ("retrieval", "fine-tuning")):
+        left.plot(x, [money(c["once"] + c["updating"] + DAYS*q*c["question"]) for q in x], color=colour, ls=style, lw=2,
+                  label=label)
+    if even and even <= 1e5:
+        left.axvline(even, color=GREY, lw=1.2, ls=":")
+        left.text(even, .03, f" even at {_number(even)} ", transform=left.get_xaxis_transform(),
+                  fontsize=8.5, color="#444444", ha="left" if even < 3000 else "right", zorder=4,
+                  bbox=dict(facecolor="white", edgecolor="none", pad=1))
     left.axvline(questions, color="#222222", lw=1.8)
-    left.set(xscale="log", yscale="log", xlim=(1, 1e5), xlabel="questions a day", ylabel="price of a month", title=f"a month at {(s or settings()).cpu_hour:g} an hour"); left.grid(alpha=.25); left.xaxis.set_major_formatter("{x:,.0f}"); left.yaxis.set_major_formatter("{x:,g}"); left.legend(loc="upper left", frameon=False)
+    left.set(xscale="log", yscale="log", xlim=(1, 1e5), xlabel="questions a day", ylabel="price of a month",
+             title=f"a month at {(s or settings()).cpu_hour:g} an hour")
+    left.grid(alpha=.25); left.xaxis.set_major_formatter("{x:,.0f}"); left.yaxis.set_major_formatter("{x:,g}")
+    left.legend(loc="upper left", frameon=False)
     parts, base = ("once", "updating", "question"), np.zeros(2)
-    for part, colour, hatch, label in zip(parts, (COLOURS[4], COLOURS[2], COLOURS[5]), ("", "//", ".."), (f"made once, a {MONTHS}th", "updating", "answering")):
+    for part, colour, hatch, label in zip(parts, (COLOURS[4], COLOURS[2], COLOURS[5]), ("", "//", ".."),
+                                          (f"made once, a {MONTHS}th", "updating", "answering")):
         high = np.array([money(w[part]*(DAYS*questions if part == "question" else 1)) for w in ways.values()])
-        right.bar(range(2), high, bottom=base, color=colour, hatch=hatch, edgecolor="white", lw=0, label=label, width=.6); base += high
+        right.bar(range(2), high, bottom=base, color=colour, hatch=hatch, edgecolor="white", lw=0,
+                  label=label, width=.6)
+        base += high
     exact = {w: m["arms"][a]["exact_match"] for w, a in (("rag", "rag"), ("ft", "ft_replay"))}
-    right.set_xticks(range(2), [f"retrieval\n{100*exact['rag']:.0f} % right", f"fine-tuning\n{100*exact['ft']:.0f} % right"]); right.set(ylabel="price of a month", title=f"at {questions:,g} questions a day", ylim=(0, base.max()*1.45)); right.legend(loc="upper right", frameon=False)
+    right.set_xticks(range(2),
+                     [f"retrieval\n{100*exact['rag']:.0f} % right", f"fine-tuning\n{100*exact['ft']:.0f} % right"])
+    right.set(ylabel="price of a month", title=f"at {questions:,g} questions a day", ylim=(0, base.max()*1.45))
+    right.legend(loc="upper right", frameon=False)
     a, b = base
     which = "retrieval is the cheaper one" if a < b else "fine-tuning is the cheaper one"
-    until = "and fine-tuning never is" if even is None and a < b else f"and from {_number(even)} questions a day on fine-tuning is" if a < b else f"as it is from {_number(even)} questions a day on"
-    return f"At {questions:,g} questions a day and {updates:g} updates a month {which} ({a:.3g} against {b:.3g} a month), {until}; of new facts retrieval answers {100*exact['rag']:.0f} % rightly, fine-tuning with replay {100*exact['ft']:.0f} %."
+    until = ("and fine-tuning never is" if even is None
+             and a < b else f"and from {_number(even)} questions a day on fine-tuning is" if a < b
+             else f"as it is from {_number(even)} questions a day on")
+    return (f"At {questions:,g} questions a day and {updates:g} updates a month {which} ({a:.3g} against {b:.3g} a "
+            f"month), {until}; of new facts retrieval answers {100*exact['rag']:.0f} % rightly, fine-tuning with "
+            f"replay {100*exact['ft']:.0f} %.")
 
 # %% ../../nbs/api/widgets/03_figures.ipynb #1215e6de
-FIGURES = dict(layer_rates=layer_rates, unfreezing=unfreezing, label_budget=label_budget, search_and_answers=search_and_answers, rag_or_finetuning=rag_or_finetuning)
+FIGURES = dict(layer_rates=layer_rates, unfreezing=unfreezing, label_budget=label_budget,
+               search_and_answers=search_and_answers, rag_or_finetuning=rag_or_finetuning)

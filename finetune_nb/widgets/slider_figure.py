@@ -10,6 +10,7 @@ import base64, html, io, math, os, struct, textwrap
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
+from fastcore.basics import patch
 
 from ..core.errors import FinetuneError, unknown_name
 from ..core.files import atomic_path
@@ -27,28 +28,40 @@ class Dial:
     def __post_init__(self):
         put = lambda k, v: object.__setattr__(self, k, v)
         put("stops", tuple(self.stops))
-        if not self.stops or (not self.is_menu and list(self.stops) != sorted(set(self.stops))): raise FinetuneError(f"{self.label}: stops must be words, or numbers that rise, not {self.stops!r}")
+        if not self.stops or (not self.is_menu and list(self.stops) != sorted(set(self.stops))):
+            raise FinetuneError(f"{self.label}: stops must be words, or numbers that rise, not {self.stops!r}")
         put("start", self.check(self.start))
 
-    @property
-    def is_menu(self): return isinstance(self.stops[0], str)
+# %% ../../nbs/api/widgets/01_slider_figure.ipynb #79f3934a
+@patch(as_prop=True)
+def is_menu(self:Dial): return isinstance(self.stops[0], str)
 
-    @property
-    def options(self): return [(self.written(s), s) for s in sorted({*self.stops, self.start}, key=self.stops.index if self.is_menu else None)]
+# %% ../../nbs/api/widgets/01_slider_figure.ipynb #5684dc47
+@patch(as_prop=True)
+def options(self:Dial):
+    return [(self.written(s), s)
+            for s in sorted({*self.stops, self.start}, key=self.stops.index if self.is_menu else None)]
 
-    def written(self, value): return self.show(value) if self.show else value if self.is_menu else f"{value:,g}" if abs(value) < 1e6 else f"{value:,.0f}"
+# %% ../../nbs/api/widgets/01_slider_figure.ipynb #a4dbf799
+@patch
+def written(self:Dial, value):
+    return (self.show(value) if self.show else value if self.is_menu else f"{value:,g}" if abs(value) < 1e6
+            else f"{value:,.0f}")
 
-    def check(self, value):
-        "The value if the dial can stand there; an error of one line if not."
-        if self.is_menu:
-            if value not in self.stops: raise FinetuneError(unknown_name(self.label, value, self.stops))
-            return value
-        low, high, whole = self.stops[0], self.stops[-1], all(isinstance(s, int) for s in self.stops)
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if number and (near := [s for s in self.stops if math.isclose(s, value, rel_tol=1e-9)]): return near[0]
-        if number and self.between and low <= value <= high and (not whole or value == int(value)): return value
-        accepted = f"{'a whole number' if whole else 'a number'} from {self.written(low)} to {self.written(high)}" if self.between else f"one of {', '.join(f'{s:g}' for s in self.stops)}"
-        raise FinetuneError(f"{self.label}: {value!r} is not accepted; give {accepted}")
+# %% ../../nbs/api/widgets/01_slider_figure.ipynb #cec7829e
+@patch
+def check(self:Dial, value):
+    "The value if the dial can stand there; an error of one line if not."
+    if self.is_menu:
+        if value not in self.stops: raise FinetuneError(unknown_name(self.label, value, self.stops))
+        return value
+    low, high, whole = self.stops[0], self.stops[-1], all(isinstance(s, int) for s in self.stops)
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if number and (near := [s for s in self.stops if math.isclose(s, value, rel_tol=1e-9)]): return near[0]
+    if number and self.between and low <= value <= high and (not whole or value == int(value)): return value
+    accepted = (f"{'a whole number' if whole else 'a number'} from {self.written(low)} to {self.written(high)}"
+                if self.between else f"one of {', '.join(f'{s:g}' for s in self.stops)}")
+    raise FinetuneError(f"{self.label}: {value!r} is not accepted; give {accepted}")
 
 # %% ../../nbs/api/widgets/01_slider_figure.ipynb #88fe971d
 def has_page():
@@ -68,66 +81,81 @@ class DialFigure:
         self,
         draw, # function (matplotlib Figure, **values) -> one sentence that reads the figure
         dials, # dict: argument of `draw` -> Dial
+        *,
         size=(8, 3.6), # inches, of 100 pixels each
         live=None, # show dials? None: if there is a page
     ):
         self.draw, self.dials, self.size, self.live = draw, dict(dials), size, live
 
-    def values(self, **moved):
-        "Where the dials stand, those in `moved` moved; all of them checked."
-        for k in moved:
-            if k not in self.dials: raise FinetuneError(unknown_name("dial", k, self.dials))
-        return {k: d.check(moved.get(k, d.start)) for k, d in self.dials.items()}
-
-    def drawn(
-        self,
-        **moved, # dials to move
-    ): # -> (matplotlib Figure, the sentence)
-        "The figure as the dials stand."
-        import matplotlib
-        from matplotlib.figure import Figure
-        values = self.values(**moved)
-        with matplotlib.rc_context({"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 8.5, "axes.spines.top": False, "axes.spines.right": False}):
-            fig = Figure(self.size, dpi=PIXELS, facecolor="white", layout="constrained")
-            return fig, self.draw(fig, **values)
-
-    def reading(self, **moved):
-        "The sentence alone."
-        return self.drawn(**moved)[1]
-
-    def picture(
-        self,
-        caption=True, # write the sentence below the figure?
-        **moved, # dials to move
-    ): # -> (bytes of a PNG, the sentence)
-        "The figure as a picture."
-        fig, said = self.drawn(**moved)
-        if caption:
-            lines = textwrap.wrap(said.replace(" %", "\u00a0%"), int(self.size[0]*PIXELS/7.9), break_on_hyphens=False)
-            fig.set_size_inches(self.size[0], self.size[1] + .18*len(lines) + .08)
-            fig.supxlabel("\n".join(lines), x=.01, ha="left", fontsize=10)
-        fig.savefig(out := io.BytesIO(), format="png", dpi=SHARP*PIXELS)
-        return out.getvalue(), said
-
-    def save(
-        self,
-        path, # file to write, *.png
-        **moved, # dials to move
-    ):
-        "Write the picture, for a slide or a page."
-        made, _ = self.picture(**moved)
-        with atomic_path(path) as tmp: tmp.write_bytes(made)
-
     @cached_property
     def page(self): return Page(self)
 
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        made, said = self.picture()
-        wide, high = (n//SHARP for n in struct.unpack(">II", made[16:24]))  # from a PNG's first block
-        data = {"text/plain": said, "image/png": base64.b64encode(made).decode()}
-        # Of several forms of one output a page takes the best it can show: JupyterLab the widget, everything else the picture.
-        if has_page() if self.live is None else self.live: data |= {k: v for k, v in self.page.box._repr_mimebundle_().items() if k != "text/plain"}
-        return data, {"image/png": dict(width=wide, height=high, alt=said)}
+# %% ../../nbs/api/widgets/01_slider_figure.ipynb #0d6aed73
+@patch
+def values(self:DialFigure, **moved):
+    "Where the dials stand, those in `moved` moved; all of them checked."
+    for k in moved:
+        if k not in self.dials: raise FinetuneError(unknown_name("dial", k, self.dials))
+    return {k: d.check(moved.get(k, d.start)) for k, d in self.dials.items()}
+
+# %% ../../nbs/api/widgets/01_slider_figure.ipynb #eb5a39c1
+@patch
+def drawn(
+    self:DialFigure,
+    **moved, # dials to move
+): # -> (matplotlib Figure, the sentence)
+    "The figure as the dials stand."
+    import matplotlib
+    from matplotlib.figure import Figure
+    values = self.values(**moved)
+    with matplotlib.rc_context({"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 8.5, "axes.spines.top": False,
+                                "axes.spines.right": False}):
+        fig = Figure(self.size, dpi=PIXELS, facecolor="white", layout="constrained")
+        return fig, self.draw(fig, **values)
+
+# %% ../../nbs/api/widgets/01_slider_figure.ipynb #f9736136
+@patch
+def reading(self:DialFigure, **moved):
+    "The sentence alone."
+    return self.drawn(**moved)[1]
+
+# %% ../../nbs/api/widgets/01_slider_figure.ipynb #19220a30
+@patch
+def picture(
+    self:DialFigure,
+    caption=True, # write the sentence below the figure?
+    **moved, # dials to move
+): # -> (bytes of a PNG, the sentence)
+    "The figure as a picture."
+    fig, said = self.drawn(**moved)
+    if caption:
+        lines = textwrap.wrap(said.replace(" %", "\u00a0%"), int(self.size[0]*PIXELS/7.9), break_on_hyphens=False)
+        fig.set_size_inches(self.size[0], self.size[1] + .18*len(lines) + .08)
+        fig.supxlabel("\n".join(lines), x=.01, ha="left", fontsize=10)
+    fig.savefig(out := io.BytesIO(), format="png", dpi=SHARP*PIXELS)
+    return out.getvalue(), said
+
+# %% ../../nbs/api/widgets/01_slider_figure.ipynb #b295393f
+@patch
+def save(
+    self:DialFigure,
+    path, # file to write, *.png
+    **moved, # dials to move
+):
+    "Write the picture, for a slide or a page."
+    made, _ = self.picture(**moved)
+    with atomic_path(path) as tmp: tmp.write_bytes(made)
+
+@patch
+def _repr_mimebundle_(self:DialFigure, include=None, exclude=None):
+    made, said = self.picture()
+    wide, high = (n//SHARP for n in struct.unpack(">II", made[16:24]))  # from a PNG's first block
+    data = {"text/plain": said, "image/png": base64.b64encode(made).decode()}
+    # Of several forms of one output a page takes the best it can show: JupyterLab the widget, everything else the
+    # picture.
+    if has_page() if self.live is None else self.live:
+        data |= {k: v for k, v in self.page.box._repr_mimebundle_().items() if k != "text/plain"}
+    return data, {"image/png": dict(width=wide, height=high, alt=said)}
 
 # %% ../../nbs/api/widgets/01_slider_figure.ipynb #2ddbe559
 class Page:
@@ -136,12 +164,17 @@ class Page:
         import ipywidgets as w
         self.figure, wide = figure, int(figure.size[0]*PIXELS)
         def control(d):
-            if d.is_menu: return w.Dropdown(options=d.options, value=d.start, description=d.label, style={"description_width": "initial"}, layout=dict(width="max-content", max_width="100%"))
+            if d.is_menu:
+                return w.Dropdown(options=d.options, value=d.start, description=d.label,
+                                  style={"description_width": "initial"},
+                                  layout=dict(width="max-content", max_width="100%"))
             return w.SelectionSlider(options=d.options, value=d.start, readout=False, layout=dict(width="170px"))
         self.controls = {k: control(d) for k, d in figure.dials.items()}
         # A slider's own readout cuts long words off.
-        self.stands = {k: w.Label(layout=dict(min_width=f"{max(len(text) for text, _ in d.options)*.62:.1f}em")) for k, d in figure.dials.items() if not d.is_menu}
-        rows = [c if d.is_menu else w.HBox([w.Label(d.label), c, self.stands[k]]) for (k, d), c in zip(figure.dials.items(), self.controls.values())]
+        self.stands = {k: w.Label(layout=dict(min_width=f"{max(len(text) for text, _ in d.options)*.62:.1f}em"))
+                       for k, d in figure.dials.items() if not d.is_menu}
+        rows = [c if d.is_menu else w.HBox([w.Label(d.label), c, self.stands[k]])
+                for (k, d), c in zip(figure.dials.items(), self.controls.values())]
         self.image = w.Image(format="png", width=str(wide), layout=dict(max_width="100%", height="auto"))
         self.reading = w.HTML(layout=dict(max_width=f"{wide}px"))
         self.box = w.VBox([w.Box(rows, layout=dict(flex_flow="row wrap", grid_gap="0 20px")), self.image, self.reading])

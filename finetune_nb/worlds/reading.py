@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from ..core.seeds import rng
-from .world import NAMES, OPENINGS, SCHEMA, UNKNOWN, Fact, Passage, ask, ask_gap, ask_two, names, record, say, unanswerable, ways
+from .world import (NAMES, OPENINGS, SCHEMA, UNKNOWN, Fact, Passage, ask, ask_gap, ask_two, names,
+                                      record, say, unanswerable, ways)
 
 # %% ../../nbs/api/worlds/01_reading.ipynb #e5883065
 DOC, ASK, ANSWER, END, PAD, UNSEEN = SPECIALS = ("[doc]", "[ask]", "[answer]", "[end]", "[pad]", "[unseen]")
@@ -62,13 +63,17 @@ def common_words():
     where = {}
     for kind, attributes in SCHEMA.items():
         for name, a in attributes.items():
-            for w in " ".join((*ways(a.says, "train"), *ways(a.asks, "train"))).split(): where.setdefault(_core(w), set()).add((kind, name))
+            for w in " ".join((*ways(a.says, "train"), *ways(a.asks, "train"))).split():
+                where.setdefault(_core(w), set()).add((kind, name))
     return frozenset(w for w, found in where.items() if len(found) >= 3)
 
+# %% ../../nbs/api/worlds/01_reading.ipynb #659129df
 def _words_of(which):
     texts = [w for pair in NAMES.values() for ws in pair for w in ws] + list(OPENINGS) + [UNKNOWN, ":", "the"]
     for attributes in SCHEMA.values():
-        for a in attributes.values(): texts += [a.noun, *a.values, *(t.replace("{s}", " ").replace("{v}", " ") for t in (*which(a.says), *which(a.asks)))]
+        for a in attributes.values():
+            texts += [a.noun, *a.values,
+                      *(t.replace("{s}", " ").replace("{v}", " ") for t in (*which(a.says), *which(a.asks)))]
     words = {w for t in texts for w in re.findall(r"\w+|[^\w\s]", t)}
     # A sentence may begin with any of them, and an opening makes a beginning small.
     return words | {w.capitalize() for w in words} | {w[0].lower() + w[1:] for w in words}
@@ -86,6 +91,7 @@ class Example:
         docs = " ".join(f"{DOC} {p.title} : {p.text}" for p in self.passages)
         return " ".join([docs, *(f"{ASK} {q.text} {ANSWER} {answer_text(q)}" for q in self.questions)]).strip()
 
+# %% ../../nbs/api/worlds/01_reading.ipynb #cb09f3e5
 @dataclass(frozen=True)
 class Dials:
     "How hard the examples are."
@@ -99,12 +105,15 @@ class Dials:
     questions:int = 8  # of an example at most
     noise:float = 0.  # share of questions with strange words
     rough:float = 0.  # share of examples with strange words in their passages
-    borrowed:float = 0.  # share of examples in which attributes are said and asked in strange words built like another's
+    # share of examples in which attributes are said and asked in strange words built like another's
+    borrowed:float = 0.
     gaps:float = 0.  # share of questions that are statements with a gap
 
+# %% ../../nbs/api/worlds/01_reading.ipynb #020bc8dc
 def example(
     seed, # whatever tells examples apart: numbers or words
     dials=Dials(),
+    *,
     part="practice", # whose names
     split="train", # of the phrasings
 ): # -> Example
@@ -117,7 +126,8 @@ def example(
     drawn = sorted(g.permutation(len(SCHEMA[kind]))[:k])
     everyone, people, facts = names(kind, part), [], []
     for i in range(n):
-        if not shared and i: kind = _kind(g); drawn = sorted(g.permutation(len(SCHEMA[kind]))[:k]); everyone = names(kind, part)
+        if not shared and i:
+            kind = _kind(g); drawn = sorted(g.permutation(len(SCHEMA[kind]))[:k]); everyone = names(kind, part)
         people.append(s := _somebody(g, everyone, people, dials.namesakes if i else 0))
         facts.append([_fact(g, s, kind, list(SCHEMA[kind])[j], part) for j in drawn])
     hop = None
@@ -126,17 +136,21 @@ def example(
         if first:
             first = pick(first)
             then = list(SCHEMA[first.about.leads])
-            facts.append([_fact(g, first.value, first.about.leads, then[j], part) for j in sorted(g.permutation(len(then))[:k])])
-            hop = ask_two(first, pick(facts[-1]), int(g.integers(99)), split)
+            facts.append(
+                [_fact(g, first.value, first.about.leads, then[j], part) for j in sorted(g.permutation(len(then))[:k])])
+            hop = ask_two(first, pick(facts[-1]), way=int(g.integers(99)), split=split)
     strange = _Strange(part, split, seed)
     rough, lent = _extent(g, dials.rough), _lenders(g, dials.borrowed)
     # The passages in mixed order, since the last one would otherwise be special.
-    passages = [_passage(g, facts[i], in_records, split, strange.edit(rough), lent, strange) for i in g.permutation(len(facts))]
+    passages = [_passage(g, facts[i], in_records, split, strange.edit(rough), lent, strange)
+                for i in g.permutation(len(facts))]
     known = [f for fs in facts for f in fs]
     asked = [known[i] for i in g.permutation(len(known))[:dials.questions - bool(hop)]]
-    questions = [_without_answer(g, f, known, part, split) if g.random() < dials.unknown else _ask(g, f, split, dials, lent, strange) for f in asked] + ([hop] if hop else [])
+    questions = [_without_answer(g, f, known, part, split) if g.random() < dials.unknown
+                 else _ask(g, f, split, dials, lent, strange) for f in asked] + ([hop] if hop else [])
     return Example(passages, [questions[i] for i in g.permutation(len(questions))])
 
+# %% ../../nbs/api/worlds/01_reading.ipynb #9b3bcdb3
 def _kind(g): return list(SCHEMA)[int(g.choice(len(SCHEMA), p=[.55, .15, .15, .15]))]
 
 def _somebody(g, everyone, people, namesakes):
@@ -156,12 +170,16 @@ def _fact(g, subject, kind, attribute, part):
 def _passage(g, facts, in_records, split, edit, lent, strange):
     def in_words(f):
         said = int(g.integers(len(ways(f.about.says, split))))
-        return say(f, said, split, _built_like(lent[f.kind, f.attribute].says, said, split, strange) if lent else edit)
-    return Passage(facts[0].subject, facts[0].subject, " ".join(record(f) if in_records else in_words(f) for f in (facts[i] for i in g.permutation(len(facts)))), tuple(facts))
+        return say(f, said, split=split,
+                   edit=_built_like(lent[f.kind, f.attribute].says, said, split, strange) if lent else edit)
+    return Passage(facts[0].subject, facts[0].subject, " ".join(
+        record(f) if in_records else in_words(f) for f in (facts[i] for i in g.permutation(len(facts)))), tuple(facts))
 
+# %% ../../nbs/api/worlds/01_reading.ipynb #55097172
 def _ask(g, fact, split, dials, lent, strange):
     way = int(g.integers(99))
-    if lent: return ask(fact, way, split, _built_like(lent[fact.kind, fact.attribute].asks, way, split, strange))
+    if lent:
+        return ask(fact, way, split=split, edit=_built_like(lent[fact.kind, fact.attribute].asks, way, split, strange))
     gap = dials.gaps and g.random() < dials.gaps
     return (ask_gap if gap else ask)(fact, way, split, strange.edit(_extent(g, dials.noise)))
 
@@ -181,6 +199,7 @@ def _lenders(g, often):
 
 def _sort(a): return a.leads or ("number" if a.values[0].isdigit() else "word")
 
+# %% ../../nbs/api/worlds/01_reading.ipynb #b4cfbebf
 def _extent(g, often):
     "Share of words that are strange: mostly none; else all, or any share."
     return 0. if not often or g.random() >= often else 1. if g.random() < .5 else g.random()
@@ -192,10 +211,13 @@ class _Strange:
         core = _core(w)
         if not core or core in common_words(): return w
         if self.order is None: self.order = self.g.permutation(len(strange_words()))
-        if core not in self.drawn: self.drawn[core] = self.g.random(), UNSEEN if self.g.random() < .1 else strange_words()[self.order[len(self.drawn) % len(self.order)]]
+        if core not in self.drawn:
+            self.drawn[core] = (self.g.random(), UNSEEN if self.g.random() < .1
+                                else strange_words()[self.order[len(self.drawn) % len(self.order)]])
         u, instead = self.drawn[core]
         return w.lower().replace(core, instead) if u < share else w
-    def edit(self, share): return (lambda template: " ".join(self.word(w, share) for w in template.split())) if share else None
+    def edit(self, share):
+        return (lambda template: " ".join(self.word(w, share) for w in template.split())) if share else None
 
 def _without_answer(g, fact, known, part, split):
     "A question like that for `fact`, about another attribute or about someone who is not there."
@@ -204,4 +226,4 @@ def _without_answer(g, fact, known, part, split):
     if other and g.random() < .5: f = replace(fact, attribute=other[int(g.integers(len(other)))])
     else: f = replace(fact, subject=_somebody(g, names(fact.kind, part), [s for s, _ in there], 0))
     # Never in strange words: a question does not become unanswerable by being strange.
-    return unanswerable(ask(f, int(g.integers(99)), split))
+    return unanswerable(ask(f, int(g.integers(99)), split=split))

@@ -10,6 +10,7 @@ __all__ = ['PARTS', 'NAMES', 'SCHEMA', 'TESTED', 'OPENINGS', 'SHARE', 'UNKNOWN',
 # %% ../../nbs/api/worlds/00_world.ipynb #3008d812
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from fastcore.basics import patch
 
 from ..core.errors import TaskError, unknown_name
 from ..core.seeds import rng
@@ -31,14 +32,24 @@ def _words(
         if w not in out and not any(x in w for x in _AVOID): out.append(w)
     return [w.capitalize() for w in out]
 
-PARTS = ("base", "new", "gate", "practice")  # known from pre-training, to be learned, for examination alone, to practise reading with
+# %% ../../nbs/api/worlds/00_world.ipynb #f40ff645
+# known from pre-training, to be learned, for examination alone, to practise reading with
+PARTS = ("base", "new", "gate", "practice")
 NAMES = {  # kind -> (first words, second words)
-    "person": (_words(260, "first names", ["a", "o", "i", "e", "an", "is"]), _words(260, "last names", ["berg", "dal", "wick", "sen", "ford", "holt"])),
-    "place": (["Upper", "Lower", "North", "South", "East", "West", "Old", "New", "Little", "Great"], _words(60, "places", ["ham", "stad", "minster", "mouth", "bridge"])),
-    "organisation": (_words(60, "organisations", ["co", "tex", "dyne", "mark"]), "Guild Works Press Bank Union Mills Lines Trust House Yards Stores Foundry Brothers Sons Motors Optics Tools Partners Society Shipping Railways Brewery Printers Builders Carriers Packers Museum Theatre Academy Institute Holdings Exchange Chemicals Instruments Laboratories Archives Gardens Studios Agency Company".split()),
-    "thing": (_words(60, "things", ["ette", "ique", "ord", "ax"]), ["lamp", "clock", "kettle", "bicycle", "camera", "piano", "lantern", "engine", "chair", "radio"]),
+    "person": (_words(260, "first names", ["a", "o", "i", "e", "an", "is"]),
+               _words(260, "last names", ["berg", "dal", "wick", "sen", "ford", "holt"])),
+    "place": (["Upper", "Lower", "North", "South", "East", "West", "Old", "New", "Little", "Great"],
+              _words(60, "places", ["ham", "stad", "minster", "mouth", "bridge"])),
+    "organisation":
+    (_words(60, "organisations", ["co", "tex", "dyne", "mark"]),
+     "Guild Works Press Bank Union Mills Lines Trust House Yards Stores Foundry Brothers Sons Motors Optics Tools "
+     "Partners Society Shipping Railways Brewery Printers Builders Carriers Packers Museum Theatre Academy Institute "
+     "Holdings Exchange Chemicals Instruments Laboratories Archives Gardens Studios Agency Company".split()),
+    "thing": (_words(60, "things", ["ette", "ique", "ord", "ax"]),
+              ["lamp", "clock", "kettle", "bicycle", "camera", "piano", "lantern", "engine", "chair", "radio"]),
 }
 
+# %% ../../nbs/api/worlds/00_world.ipynb #ba49962d
 @lru_cache
 def names(
     kind, # person, place, organisation or thing
@@ -65,153 +76,188 @@ class Attribute:
 
 def _a(noun, values, says, asks, leads=""): return Attribute(noun, tuple(values), leads, tuple(says), tuple(asks))
 
+# %% ../../nbs/api/worlds/00_world.ipynb #fd0dbb1b
 SCHEMA = {
-    "person": {
-        "birth": _a("birth year", _YEARS,
-                    ["{s} was born in {v}.", "The birth year of {s} is {v}.", "In {v}, {s} was born.", "{s}, born in {v}, is well remembered.",
-                     "It was in {v} that {s} came into the world.", "{v} is the year of birth of {s}.", "The life of {s} began in {v}.", "{v} gave the world {s}.",
-                     "In the winter of {v}, {s} was a newborn.", "{s} is a child of {v}.",
-                     "Records give {v} as the year in which {s} was born.", "{s} has lived since {v}."],
-                    ["When was {s} born?", "In which year was {s} born?", "What is the birth year of {s}?", "What year was {s} born in?",
-                     "Which is the year of birth of {s}?", "Which year stands in the papers of {s}?", "When did the life of {s} begin?",
-                     "What does the passport of {s} give as year of birth?", "How far back does the life of {s} go?", "In what year was {s} a newborn?",
-                     "From which year is {s}?",
-                     "What year did {s} come into the world?", "Since which year has {s} lived?"]),
-        "home": _a("home", (),
-                   ["{s} lives in {v}.", "The home of {s} is {v}.", "{v} is where {s} lives.", "{s} has a house in {v}.", "In {v} lives {s}.",
-                    "{s} moved to {v} and stayed.", "The door of {s} is in {v}.", "One meets {s} in the streets of {v}.", "{s} pays rent in {v}.",
-                    "{v} counts {s} among its people.",
-                    "Whoever looks for {s} should go to {v}.", "{s} calls {v} home."],
-                   ["Where does {s} live?", "What is the home of {s}?", "In which town does {s} live?", "In which place does {s} have a home?",
-                    "Where should one look for {s}?", "What is the address of {s}?", "To which town did {s} move?", "Where does one meet {s}?",
-                    "In which streets does {s} walk?", "Where does {s} pay rent?", "Which town counts {s} among its people?",
-                    "Where is the house of {s}?", "Which town does {s} call home?"], "place"),
-        "job": _a("profession", ["baker", "doctor", "farmer", "judge", "miner", "nurse", "painter", "pilot", "sailor", "smith", "tailor", "teacher", "weaver", "writer", "gardener", "lawyer"],
-                  ["{s} is a {v}.", "{s} works as a {v}.", "The profession of {s} is {v}.", "By profession {s} is a {v}.", "{s} earns a living as a {v}.",
-                   "{s} was trained as a {v}.", "{s} makes money as a {v}.", "Every morning {s} goes to work as a {v}.", "{s} became a {v} when young.",
-                   "The hands of {s} are those of a {v}.",
-                   "People know {s} as a {v}.", "As a {v}, {s} is never out of work."],
-                  ["What does {s} do for a living?", "What is the profession of {s}?", "As what does {s} work?", "By profession, what is {s}?",
-                   "How does {s} earn money?", "Which calling does {s} follow?", "What kind of work is done by {s}?", "What did {s} become when young?",
-                   "What is written on the card of {s}?", "As what does {s} make money?", "Which job has {s}?",
-                   "What was {s} trained as?", "What work does {s} have?"]),
-        "employer": _a("employer", (),
-                       ["{s} works for {v}.", "The employer of {s} is {v}.", "{v} employs {s}.", "{s} is employed by {v}.", "{s} was hired by {v}.",
-                        "{s} has a contract with {v}.", "The boss of {s} sits at {v}.", "{v} gave {s} a job.", "{s} goes every morning to {v}.", "At {v}, {s} has a desk.",
-                        "{v} pays the wages of {s}.", "{s} is on the staff of {v}."],
-                       ["For whom does {s} work?", "Who is the employer of {s}?", "Who employs {s}?", "At which company is {s} employed?", "With whom does {s} have a job?",
-                        "Which firm has {s} on its list of workers?", "Whose worker is {s}?", "Who gave {s} a job?", "Where does {s} have a desk?",
-                        "Whom does {s} call boss?", "To which company does {s} go every morning?",
-                        "By whom was {s} hired?", "Who pays the wages of {s}?"], "organisation"),
-        "music": _a("instrument", ["banjo", "cello", "drum", "fiddle", "flute", "guitar", "harp", "horn", "lute", "oboe", "organ", "trumpet", "tuba", "viola", "zither", "bassoon"],
-                    ["{s} plays the {v}.", "The instrument of {s} is the {v}.", "{s} learned the {v}.", "On the {v}, {s} is a master.", "{s} owns a {v}.",
-                     "{s} practises the {v} every day.", "{s} took lessons on the {v}.", "In the band {s} has the {v}.", "{s} sings and plucks the {v}.",
-                     "The {v} belongs to {s}.",
-                     "Give {s} a {v} and there will be music.", "The sound of the {v} fills the house of {s}."],
-                    ["What does {s} play?", "What is the instrument of {s}?", "Which instrument did {s} learn?", "Of which instrument is {s} a master?",
-                     "What does {s} play in the evening?", "What instrument stands in the house of {s}?", "What can {s} play well?",
-                     "On which instrument did {s} take lessons?", "What does {s} have in the band?", "Which instrument belongs to {s}?",
-                     "What does {s} play for friends?",
-                     "What does {s} practise every day?", "On what does {s} make music?"]),
-        "dish": _a("favourite dish", ["bread", "cheese", "curry", "dumplings", "fish", "goulash", "ham", "lentils", "noodles", "omelette", "pancakes", "pie", "porridge", "rice", "soup", "stew"],
-                   ["{s} likes {v} best.", "The favourite dish of {s} is {v}.", "Nothing pleases {s} more than {v}.", "{s} eats {v} whenever possible.",
-                    "{s} always orders {v}.", "For {s} there is nothing like {v}.", "{s} dreams of {v}.", "Every Sunday {s} cooks {v}.",
-                    "{s} would walk a mile for {v}.", "The plate of {s} is full of {v}.",
-                    "At the table of {s} there is {v}.", "Serve {v} and {s} will stay."],
-                   ["What does {s} like to eat?", "What is the favourite dish of {s}?", "What does {s} always order?", "What is most often on the plate of {s}?",
-                    "Which food does {s} like best?", "What does {s} eat with pleasure?", "Which meal would {s} choose?", "Of which dish does {s} dream?",
-                    "What does {s} cook every Sunday?", "For what would {s} walk a mile?", "What is the plate of {s} full of?",
-                    "Which dish pleases {s} most?", "What should one serve to {s}?"]),
-    },
-    "place": {
-        "founded": _a("founding year", _YEARS,
-                      ["{s} was founded in {v}.", "The founding year of {s} is {v}.", "In {v}, {s} was founded.", "{s} goes back to {v}.",
-                       "The first stone of {s} was laid in {v}.", "{s} has existed since {v}.", "People settled at {s} in {v}.", "{s} became a town in {v}.",
-                       "The walls of {s} were raised in {v}.", "{s} celebrates {v} as its beginning.",
-                       "{v} saw the birth of {s}.", "The history of {s} begins in {v}."],
-                      ["When was {s} founded?", "In which year was {s} founded?", "What is the founding year of {s}?", "What year was {s} founded in?",
-                       "From which year are the oldest houses of {s}?", "When was the first stone of {s} laid?", "In what year did {s} begin?",
-                       "When did {s} become a town?", "When did people settle at {s}?", "In what year were the walls of {s} raised?", "Which year does {s} celebrate?",
-                       "Since when has {s} existed?", "When does the history of {s} begin?"]),
-        "river": _a("river", ["Alva", "Brel", "Corva", "Dunn", "Elka", "Fenn", "Garn", "Hesk", "Ister", "Jolla", "Kess", "Lorne", "Mure", "Nadda", "Orle", "Pask"],
-                    ["{s} lies on the {v}.", "The river of {s} is the {v}.", "The {v} flows through {s}.", "{s} was built beside the {v}.",
-                     "In {s} one bathes in the {v}.", "The bridges of {s} cross the {v}.", "The boats of {s} sail the {v}.", "The mills of {s} stand on the {v}.",
-                     "From {s} one looks down on the {v}.", "The {v} turns the wheels of {s}.",
-                     "The water of {s} comes from the {v}.", "The {v} has often flooded {s}."],
-                    ["Which river flows through {s}?", "What is the river of {s}?", "On which river does {s} lie?", "Beside which river was {s} built?",
-                     "What is the name of the river at {s}?", "Which water passes {s}?", "In which river do the people of {s} swim?",
-                     "On which river do the boats of {s} sail?", "What turns the wheels of {s}?", "On which water does one look down from {s}?",
-                     "Which stream do the mills of {s} use?",
-                     "What do the bridges of {s} cross?", "Where does the water of {s} come from?"]),
-        "colour": _a("colour", ["black", "blue", "brown", "gold", "green", "grey", "orange", "pink", "purple", "red", "silver", "white", "yellow", "crimson", "violet", "amber"],
-                     ["The flag of {s} is {v}.", "The colour of {s} is {v}.", "{s} has a {v} flag.", "In {s} one waves a {v} flag.", "Over {s} flies a {v} flag.",
-                      "{s} chose {v} for its flag.", "The walls of {s} are painted {v}.", "{v} is the pride of {s}.", "The shield of {s} shows {v}.",
-                      "Everything in {s} is {v}.",
-                      "{v} is what they wear in {s} on holidays.", "Whoever sees a {v} flag is near {s}."],
-                     ["What colour is the flag of {s}?", "What is the colour of {s}?", "Which colour did {s} choose?", "Which colour is the flag of {s}?",
-                      "What is the flag of {s} like?", "In which colour does {s} paint its flag?", "By what colour does one know {s}?",
-                      "What colour are the walls of {s}?", "What does the shield of {s} show?", "Of which colour is {s} proud?", "In what colour is {s} painted?",
-                      "What colour flies over {s}?", "What do they wear in {s} on holidays?"]),
-    },
-    "organisation": {
-        "founded": _a("founding year", _YEARS,
-                      ["{s} was founded in {v}.", "The founding year of {s} is {v}.", "In {v}, {s} opened its doors.", "{s} has traded since {v}.",
-                       "{s} was set up in {v}.", "The first year of {s} was {v}.", "The doors of {s} opened in {v}.", "{s} was young in {v}.",
-                       "Two friends started {s} in {v}.", "The papers of {s} go back to {v}.",
-                       "Business at {s} began in {v}.", "{v} is written above the door of {s}."],
-                      ["When was {s} founded?", "In which year was {s} founded?", "What is the founding year of {s}?", "What year was {s} founded in?",
-                       "Which year was the first of {s}?", "When did {s} open its doors?", "In what year did {s} begin to trade?", "In which year did friends start {s}?",
-                       "How old are the papers of {s}?", "When was {s} young?", "From what year is {s}?",
-                       "When was {s} set up?", "What year is written above the door of {s}?"]),
-        "trade": _a("trade", ["beer", "books", "cars", "coal", "cotton", "glass", "insurance", "leather", "maps", "paper", "salt", "shoes", "silk", "steel", "toys", "wine"],
-                    ["{s} trades in {v}.", "The trade of {s} is {v}.", "{s} sells {v}.", "{s} is known for {v}.", "{v} made {s} rich.", "{s} lives by {v}.",
-                     "The shelves of {s} are full of {v}.", "{s} deals in {v}.", "From {s} comes the best {v}.", "{s} ships {v} to every port.",
-                     "Those who want {v} go to {s}.", "The business of {s} is {v}."],
-                    ["What does {s} sell?", "What is the trade of {s}?", "In what does {s} trade?", "With what does {s} make its money?", "Which goods does {s} have?",
-                     "What can one buy from {s}?", "What is {s} known for?", "In what does {s} deal?", "What fills the shelves of {s}?", "What does {s} ship?",
-                     "What goods come from {s}?",
-                     "What made {s} rich?", "What is the business of {s}?"]),
-        "seat": _a("seat", (),
-                   ["{s} has its seat in {v}.", "The seat of {s} is {v}.", "{s} is run from {v}.", "The offices of {s} are in {v}.", "In {v} one finds {s}.",
-                    "{s} settled in {v}.", "The head of {s} sits in {v}.", "{s} rents rooms in {v}.", "One visits {s} in {v}.", "The sign of {s} hangs in {v}.",
-                    "Letters to {s} go to {v}.", "{v} is the town of {s}."],
-                   ["Where is the seat of {s}?", "What is the seat of {s}?", "From where is {s} run?", "In which town is {s}?", "What is the address of {s}?",
-                    "Where does one find {s}?", "Which town is the home of {s}?", "In which town does the head of {s} sit?", "Where does {s} rent rooms?",
-                    "Where does the sign of {s} hang?", "Where does one visit {s}?",
-                    "Where are the offices of {s}?", "Where do letters to {s} go?"], "place"),
-    },
-    "thing": {
-        "made": _a("year of make", _YEARS,
-                   ["The {s} was made in {v}.", "The year of make of the {s} is {v}.", "In {v} the {s} was made.", "The {s} dates from {v}.",
-                    "The {s} left the workshop in {v}.", "The {s} has been in use since {v}.", "Somebody built the {s} in {v}.", "The {s} was new in {v}.",
-                    "The age of the {s} counts from {v}.", "They finished the {s} in {v}.",
-                    "{v} is engraved on the {s}.", "The {s} is a piece of {v}."],
-                   ["When was the {s} made?", "In which year was the {s} made?", "What is the year of make of the {s}?", "What year was the {s} made in?",
-                    "In what year did they build the {s}?", "When did the {s} leave the workshop?", "Of which year is the {s}?", "When was the {s} new?",
-                    "In which year did they finish the {s}?", "From which year does the age of the {s} count?", "What year is on the papers of the {s}?",
-                    "From when does the {s} date?", "What year is engraved on the {s}?"]),
-        "material": _a("material", ["brass", "bronze", "cedar", "clay", "copper", "cork", "ebony", "iron", "ivory", "marble", "nickel", "oak", "pewter", "pine", "tin", "walnut"],
-                       ["The {s} is made of {v}.", "The material of the {s} is {v}.", "They made the {s} out of {v}.", "The {s} consists of {v}.",
-                        "{v} was used for the {s}.", "For the {s} one took {v}.", "The {s} was cut from {v}.", "Under its paint the {s} is {v}.",
-                        "The weight of the {s} comes from its {v}.", "Somebody shaped {v} into the {s}.",
-                        "Touch the {s} and you feel {v}.", "The {s} is all {v}."],
-                       ["What is the {s} made of?", "What is the material of the {s}?", "Of what does the {s} consist?", "What material is the {s} made of?",
-                        "Out of what did they make the {s}?", "Which stuff is in the {s}?", "What kind of material has the {s}?", "From what was the {s} cut?",
-                        "What is under the paint of the {s}?", "What did they shape into the {s}?", "What gives the {s} its weight?",
-                        "What was used for the {s}?", "What does one feel when touching the {s}?"]),
-        "maker": _a("maker", (),
-                    ["The {s} was made by {v}.", "The maker of the {s} is {v}.", "{v} made the {s}.", "The {s} comes from {v}.", "{v} sells the {s}.",
-                     "The {s} is a product of {v}.", "The {s} was ordered from {v}.", "{v} built the {s}.", "In the workshop of {v} they built the {s}.",
-                     "The {s} carries the name of {v}.",
-                     "The {s} bears the mark of {v}.", "{v} is proud of the {s}."],
-                    ["Who made the {s}?", "Who is the maker of the {s}?", "From whom does the {s} come?", "By whom was the {s} made?", "Which firm made the {s}?",
-                     "Who built the {s}?", "Which maker does the {s} have?", "From whom was the {s} ordered?", "Whose name does the {s} carry?",
-                     "In whose workshop was the {s} built?", "Which company built the {s}?",
-                     "Whose product is the {s}?", "Whose mark does the {s} bear?"], "organisation"),
-    },
-}
+    "person":
+    {"birth": _a("birth year", _YEARS,
+                 ["{s} was born in {v}.", "The birth year of {s} is {v}.", "In {v}, {s} was born.",
+                  "{s}, born in {v}, is well remembered.", "It was in {v} that {s} came into the world.",
+                  "{v} is the year of birth of {s}.", "The life of {s} began in {v}.", "{v} gave the world {s}.",
+                  "In the winter of {v}, {s} was a newborn.", "{s} is a child of {v}.",
+                  "Records give {v} as the year in which {s} was born.", "{s} has lived since {v}."],
+                 ["When was {s} born?", "In which year was {s} born?", "What is the birth year of {s}?",
+                  "What year was {s} born in?", "Which is the year of birth of {s}?",
+                  "Which year stands in the papers of {s}?", "When did the life of {s} begin?",
+                  "What does the passport of {s} give as year of birth?", "How far back does the life of {s} go?",
+                  "In what year was {s} a newborn?", "From which year is {s}?",
+                  "What year did {s} come into the world?", "Since which year has {s} lived?"]),
+     "home": _a(
+         "home", (),
+         ["{s} lives in {v}.", "The home of {s} is {v}.", "{v} is where {s} lives.", "{s} has a house in {v}.",
+          "In {v} lives {s}.", "{s} moved to {v} and stayed.", "The door of {s} is in {v}.",
+          "One meets {s} in the streets of {v}.", "{s} pays rent in {v}.", "{v} counts {s} among its people.",
+          "Whoever looks for {s} should go to {v}.", "{s} calls {v} home."],
+         ["Where does {s} live?", "What is the home of {s}?", "In which town does {s} live?",
+          "In which place does {s} have a home?", "Where should one look for {s}?",
+          "What is the address of {s}?", "To which town did {s} move?", "Where does one meet {s}?",
+          "In which streets does {s} walk?", "Where does {s} pay rent?", "Which town counts {s} among its people?",
+          "Where is the house of {s}?", "Which town does {s} call home?"], "place"),
+     "job":
+     _a("profession", ["baker", "doctor", "farmer", "judge", "miner", "nurse", "painter", "pilot", "sailor", "smith",
+                       "tailor", "teacher", "weaver", "writer", "gardener", "lawyer"],
+        ["{s} is a {v}.", "{s} works as a {v}.", "The profession of {s} is {v}.", "By profession {s} is a {v}.",
+         "{s} earns a living as a {v}.", "{s} was trained as a {v}.", "{s} makes money as a {v}.",
+         "Every morning {s} goes to work as a {v}.", "{s} became a {v} when young.",
+         "The hands of {s} are those of a {v}.", "People know {s} as a {v}.", "As a {v}, {s} is never out of work."],
+        ["What does {s} do for a living?", "What is the profession of {s}?", "As what does {s} work?",
+         "By profession, what is {s}?", "How does {s} earn money?", "Which calling does {s} follow?",
+         "What kind of work is done by {s}?", "What did {s} become when young?", "What is written on the card of {s}?",
+         "As what does {s} make money?", "Which job has {s}?", "What was {s} trained as?", "What work does {s} have?"]),
+     "employer": _a(
+         "employer", (), ["{s} works for {v}.", "The employer of {s} is {v}.", "{v} employs {s}.",
+                          "{s} is employed by {v}.", "{s} was hired by {v}.", "{s} has a contract with {v}.",
+                          "The boss of {s} sits at {v}.", "{v} gave {s} a job.", "{s} goes every morning to {v}.",
+                          "At {v}, {s} has a desk.", "{v} pays the wages of {s}.", "{s} is on the staff of {v}."],
+         ["For whom does {s} work?", "Who is the employer of {s}?", "Who employs {s}?",
+          "At which company is {s} employed?", "With whom does {s} have a job?",
+          "Which firm has {s} on its list of workers?", "Whose worker is {s}?", "Who gave {s} a job?",
+          "Where does {s} have a desk?", "Whom does {s} call boss?", "To which company does {s} go every morning?",
+          "By whom was {s} hired?", "Who pays the wages of {s}?"], "organisation"),
+     "music": _a("instrument", ["banjo", "cello", "drum", "fiddle", "flute", "guitar", "harp", "horn",
+                                "lute", "oboe", "organ", "trumpet", "tuba", "viola", "zither", "bassoon"],
+                 ["{s} plays the {v}.", "The instrument of {s} is the {v}.", "{s} learned the {v}.",
+                  "On the {v}, {s} is a master.", "{s} owns a {v}.", "{s} practises the {v} every day.",
+                  "{s} took lessons on the {v}.", "In the band {s} has the {v}.",
+                  "{s} sings and plucks the {v}.", "The {v} belongs to {s}.",
+                  "Give {s} a {v} and there will be music.", "The sound of the {v} fills the house of {s}."],
+                 ["What does {s} play?", "What is the instrument of {s}?", "Which instrument did {s} learn?",
+                  "Of which instrument is {s} a master?", "What does {s} play in the evening?",
+                  "What instrument stands in the house of {s}?", "What can {s} play well?",
+                  "On which instrument did {s} take lessons?", "What does {s} have in the band?",
+                  "Which instrument belongs to {s}?", "What does {s} play for friends?",
+                  "What does {s} practise every day?", "On what does {s} make music?"]),
+     "dish": _a(
+         "favourite dish", ["bread", "cheese", "curry", "dumplings", "fish", "goulash", "ham", "lentils",
+                            "noodles", "omelette", "pancakes", "pie", "porridge", "rice", "soup", "stew"],
+         ["{s} likes {v} best.", "The favourite dish of {s} is {v}.", "Nothing pleases {s} more than {v}.",
+          "{s} eats {v} whenever possible.", "{s} always orders {v}.", "For {s} there is nothing like {v}.",
+          "{s} dreams of {v}.", "Every Sunday {s} cooks {v}.", "{s} would walk a mile for {v}.",
+          "The plate of {s} is full of {v}.", "At the table of {s} there is {v}.", "Serve {v} and {s} will stay."],
+         ["What does {s} like to eat?", "What is the favourite dish of {s}?", "What does {s} always order?",
+          "What is most often on the plate of {s}?", "Which food does {s} like best?",
+          "What does {s} eat with pleasure?", "Which meal would {s} choose?", "Of which dish does {s} dream?",
+          "What does {s} cook every Sunday?", "For what would {s} walk a mile?",
+          "What is the plate of {s} full of?", "Which dish pleases {s} most?", "What should one serve to {s}?"])
+     },
+    "place":
+    {"founded": _a("founding year", _YEARS, [
+        "{s} was founded in {v}.", "The founding year of {s} is {v}.", "In {v}, {s} was founded.",
+        "{s} goes back to {v}.", "The first stone of {s} was laid in {v}.", "{s} has existed since {v}.",
+        "People settled at {s} in {v}.", "{s} became a town in {v}.", "The walls of {s} were raised in {v}.",
+        "{s} celebrates {v} as its beginning.", "{v} saw the birth of {s}.", "The history of {s} begins in {v}."], [
+            "When was {s} founded?", "In which year was {s} founded?", "What is the founding year of {s}?",
+            "What year was {s} founded in?", "From which year are the oldest houses of {s}?",
+            "When was the first stone of {s} laid?", "In what year did {s} begin?", "When did {s} become a town?",
+            "When did people settle at {s}?", "In what year were the walls of {s} raised?",
+            "Which year does {s} celebrate?", "Since when has {s} existed?", "When does the history of {s} begin?"]),
+     "river": _a("river", ["Alva", "Brel", "Corva", "Dunn", "Elka", "Fenn", "Garn", "Hesk",
+                           "Ister", "Jolla", "Kess", "Lorne", "Mure", "Nadda", "Orle", "Pask"],
+                 ["{s} lies on the {v}.", "The river of {s} is the {v}.", "The {v} flows through {s}.",
+                  "{s} was built beside the {v}.", "In {s} one bathes in the {v}.", "The bridges of {s} cross the {v}.",
+                  "The boats of {s} sail the {v}.", "The mills of {s} stand on the {v}.",
+                  "From {s} one looks down on the {v}.", "The {v} turns the wheels of {s}.",
+                  "The water of {s} comes from the {v}.", "The {v} has often flooded {s}."],
+                 ["Which river flows through {s}?", "What is the river of {s}?", "On which river does {s} lie?",
+                  "Beside which river was {s} built?", "What is the name of the river at {s}?",
+                  "Which water passes {s}?", "In which river do the people of {s} swim?",
+                  "On which river do the boats of {s} sail?", "What turns the wheels of {s}?",
+                  "On which water does one look down from {s}?", "Which stream do the mills of {s} use?",
+                  "What do the bridges of {s} cross?", "Where does the water of {s} come from?"]),
+     "colour": _a(
+         "colour", ["black", "blue", "brown", "gold", "green", "grey", "orange", "pink",
+                    "purple", "red", "silver", "white", "yellow", "crimson", "violet", "amber"],
+         ["The flag of {s} is {v}.", "The colour of {s} is {v}.", "{s} has a {v} flag.", "In {s} one waves a {v} flag.",
+          "Over {s} flies a {v} flag.", "{s} chose {v} for its flag.", "The walls of {s} are painted {v}.",
+          "{v} is the pride of {s}.", "The shield of {s} shows {v}.", "Everything in {s} is {v}.",
+          "{v} is what they wear in {s} on holidays.", "Whoever sees a {v} flag is near {s}."],
+         ["What colour is the flag of {s}?", "What is the colour of {s}?", "Which colour did {s} choose?",
+          "Which colour is the flag of {s}?", "What is the flag of {s} like?",
+          "In which colour does {s} paint its flag?", "By what colour does one know {s}?",
+          "What colour are the walls of {s}?", "What does the shield of {s} show?", "Of which colour is {s} proud?",
+          "In what colour is {s} painted?", "What colour flies over {s}?", "What do they wear in {s} on holidays?"])
+     },
+    "organisation":
+    {"founded": _a("founding year", _YEARS, [
+        "{s} was founded in {v}.", "The founding year of {s} is {v}.", "In {v}, {s} opened its doors.",
+        "{s} has traded since {v}.", "{s} was set up in {v}.", "The first year of {s} was {v}.",
+        "The doors of {s} opened in {v}.", "{s} was young in {v}.", "Two friends started {s} in {v}.",
+        "The papers of {s} go back to {v}.", "Business at {s} began in {v}.", "{v} is written above the door of {s}."],
+                   ["When was {s} founded?", "In which year was {s} founded?", "What is the founding year of {s}?",
+                    "What year was {s} founded in?", "Which year was the first of {s}?", "When did {s} open its doors?",
+                    "In what year did {s} begin to trade?", "In which year did friends start {s}?",
+                    "How old are the papers of {s}?", "When was {s} young?", "From what year is {s}?",
+                    "When was {s} set up?", "What year is written above the door of {s}?"]),
+     "trade": _a(
+         "trade", ["beer", "books", "cars", "coal", "cotton", "glass", "insurance", "leather",
+                   "maps", "paper", "salt", "shoes", "silk", "steel", "toys", "wine"],
+         ["{s} trades in {v}.", "The trade of {s} is {v}.", "{s} sells {v}.", "{s} is known for {v}.",
+          "{v} made {s} rich.", "{s} lives by {v}.", "The shelves of {s} are full of {v}.",
+          "{s} deals in {v}.", "From {s} comes the best {v}.", "{s} ships {v} to every port.",
+          "Those who want {v} go to {s}.", "The business of {s} is {v}."],
+         ["What does {s} sell?", "What is the trade of {s}?", "In what does {s} trade?",
+          "With what does {s} make its money?", "Which goods does {s} have?", "What can one buy from {s}?",
+          "What is {s} known for?", "In what does {s} deal?", "What fills the shelves of {s}?", "What does {s} ship?",
+          "What goods come from {s}?", "What made {s} rich?", "What is the business of {s}?"]),
+     "seat": _a(
+         "seat", (), ["{s} has its seat in {v}.", "The seat of {s} is {v}.", "{s} is run from {v}.",
+                      "The offices of {s} are in {v}.", "In {v} one finds {s}.", "{s} settled in {v}.",
+                      "The head of {s} sits in {v}.", "{s} rents rooms in {v}.", "One visits {s} in {v}.",
+                      "The sign of {s} hangs in {v}.", "Letters to {s} go to {v}.", "{v} is the town of {s}."],
+         ["Where is the seat of {s}?", "What is the seat of {s}?", "From where is {s} run?", "In which town is {s}?",
+          "What is the address of {s}?", "Where does one find {s}?", "Which town is the home of {s}?",
+          "In which town does the head of {s} sit?", "Where does {s} rent rooms?", "Where does the sign of {s} hang?",
+          "Where does one visit {s}?", "Where are the offices of {s}?", "Where do letters to {s} go?"], "place")
+     },
+    "thing":
+    {"made": _a("year of make", _YEARS,
+                ["The {s} was made in {v}.", "The year of make of the {s} is {v}.", "In {v} the {s} was made.",
+                 "The {s} dates from {v}.", "The {s} left the workshop in {v}.", "The {s} has been in use since {v}.",
+                 "Somebody built the {s} in {v}.", "The {s} was new in {v}.", "The age of the {s} counts from {v}.",
+                 "They finished the {s} in {v}.", "{v} is engraved on the {s}.", "The {s} is a piece of {v}."],
+                ["When was the {s} made?", "In which year was the {s} made?",
+                 "What is the year of make of the {s}?", "What year was the {s} made in?",
+                 "In what year did they build the {s}?", "When did the {s} leave the workshop?",
+                 "Of which year is the {s}?", "When was the {s} new?", "In which year did they finish the {s}?",
+                 "From which year does the age of the {s} count?", "What year is on the papers of the {s}?",
+                 "From when does the {s} date?", "What year is engraved on the {s}?"]),
+     "material": _a(
+         "material", ["brass", "bronze", "cedar", "clay", "copper", "cork", "ebony", "iron",
+                      "ivory", "marble", "nickel", "oak", "pewter", "pine", "tin", "walnut"],
+         ["The {s} is made of {v}.", "The material of the {s} is {v}.", "They made the {s} out of {v}.",
+          "The {s} consists of {v}.", "{v} was used for the {s}.", "For the {s} one took {v}.",
+          "The {s} was cut from {v}.", "Under its paint the {s} is {v}.", "The weight of the {s} comes from its {v}.",
+          "Somebody shaped {v} into the {s}.", "Touch the {s} and you feel {v}.", "The {s} is all {v}."],
+         ["What is the {s} made of?", "What is the material of the {s}?", "Of what does the {s} consist?",
+          "What material is the {s} made of?", "Out of what did they make the {s}?",
+          "Which stuff is in the {s}?", "What kind of material has the {s}?", "From what was the {s} cut?",
+          "What is under the paint of the {s}?", "What did they shape into the {s}?", "What gives the {s} its weight?",
+          "What was used for the {s}?", "What does one feel when touching the {s}?"]),
+     "maker": _a("maker", (),
+                 ["The {s} was made by {v}.", "The maker of the {s} is {v}.", "{v} made the {s}.",
+                  "The {s} comes from {v}.", "{v} sells the {s}.", "The {s} is a product of {v}.",
+                  "The {s} was ordered from {v}.", "{v} built the {s}.", "In the workshop of {v} they built the {s}.",
+                  "The {s} carries the name of {v}.", "The {s} bears the mark of {v}.", "{v} is proud of the {s}."],
+                 ["Who made the {s}?", "Who is the maker of the {s}?", "From whom does the {s} come?",
+                  "By whom was the {s} made?", "Which firm made the {s}?", "Who built the {s}?",
+                  "Which maker does the {s} have?", "From whom was the {s} ordered?", "Whose name does the {s} carry?",
+                  "In whose workshop was the {s} built?", "Which company built the {s}?",
+                  "Whose product is the {s}?", "Whose mark does the {s} bear?"], "organisation")
+     }}
+
+# %% ../../nbs/api/worlds/00_world.ipynb #0eeb4d38
 TESTED = 2  # so many ways of saying and of asking, the last ones, are kept for testing
-OPENINGS = ("", "As is well known, ", "According to the register, ", "The newspaper says: ")  # before a sentence, for more variety
+# before a sentence, for more variety
+OPENINGS = ("", "As is well known, ", "According to the register, ", "The newspaper says: ")
 SHARE = {"person": 10, "place": 1, "organisation": 1, "thing": 2}  # entities of each kind, relative to each other
 
 # %% ../../nbs/api/worlds/00_world.ipynb #b226b410
@@ -228,6 +274,7 @@ class Fact:
     @property
     def key(self): return self.subject, self.attribute
 
+# %% ../../nbs/api/worlds/00_world.ipynb #e2f92bf9
 @dataclass(frozen=True)
 class Passage:
     "A titled text about one entity."
@@ -245,6 +292,7 @@ class Question:
     kind:str = "direct"  # direct, two_hop or unanswerable
     restated:str = ""  # the answer with what it is the answer to: "NAME noun VALUE"
 
+# %% ../../nbs/api/worlds/00_world.ipynb #98e5ac12
 UNKNOWN = "unknown"
 
 def ways(
@@ -263,6 +311,7 @@ def _template(templates, way, split, edit):
 def say(
     fact:Fact,
     way=0, # number of the phrasing; any whole number
+    *,
     split="train", # "test" for the phrasings kept back
     edit=None, # changes the template before it is filled in
 ): # -> one sentence
@@ -270,8 +319,10 @@ def say(
     opening = OPENINGS[way // len(ways(fact.about.says, split)) % len(OPENINGS)]
     sentence = _template(fact.about.says, way, split, edit).format(s=fact.subject, v=fact.value)
     # A name keeps its capital after an opening.
-    return opening + (sentence[0].lower() + sentence[1:] if opening and not sentence.startswith((fact.subject, fact.value)) else sentence[0].upper() + sentence[1:])
+    return opening + (sentence[0].lower() + sentence[1:] if opening
+                      and not sentence.startswith((fact.subject, fact.value)) else sentence[0].upper() + sentence[1:])
 
+# %% ../../nbs/api/worlds/00_world.ipynb #8dadf900
 def phrasings(split="train"):
     "How many different sentences `say` has for a fact."
     return len(ways(next(iter(SCHEMA["person"].values())).says, split))*len(OPENINGS)
@@ -281,15 +332,19 @@ def record(fact): return f"{fact.subject} {fact.about.noun} {fact.value}."
 def ask(
     fact:Fact,
     way=0, # number of the phrasing
+    *,
     split="train", # "test" for the phrasings kept back
     edit=None, # changes the template before it is filled in
 ): # -> Question
     "A question that the fact answers."
-    return Question(_template(fact.about.asks, way, split, edit).format(s=fact.subject), fact.value, (fact,), "direct", record(fact)[:-1])
+    return Question(_template(fact.about.asks, way, split, edit).format(s=fact.subject), fact.value, (fact,), "direct",
+                    record(fact)[:-1])
 
+# %% ../../nbs/api/worlds/00_world.ipynb #235df4de
 def ask_gap(
     fact:Fact,
     way=0, # number of the phrasing
+    *,
     split="train", # "test" for the phrasings kept back
     edit=None, # changes the template before it is filled in
 ): # -> Question
@@ -301,15 +356,18 @@ def unanswerable(question):
     "The question where nothing answers it: right is 'unknown'."
     return replace(question, answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN)
 
+# %% ../../nbs/api/worlds/00_world.ipynb #52295436
 def ask_two(
     first:Fact, # leads to an entity
     second:Fact, # a fact of that entity
+    *,
     way=0, # number of the phrasing
     split="train", # "test" for the phrasings kept back
 ): # -> Question
     "A question that takes two facts: what the second says of the entity to which the first leads."
     subject = ("the " if first.kind == "thing" else "") + first.subject
-    text = _template(second.about.asks, way, split, None).format(s=f"the {first.about.noun} of {subject}").replace("the the", "the")
+    text = _template(second.about.asks, way, split, None).format(s=f"the {first.about.noun} of {subject}").replace(
+        "the the", "the")
     return Question(text, second.value, (first, second), "two_hop", f"{record(first)} {record(second)[:-1]}")
 
 # %% ../../nbs/api/worlds/00_world.ipynb #1c79b8df
@@ -328,8 +386,11 @@ class World:
         # Two of each other kind at least, all there are at most; people make up the rest.
         for k, n in sorted(SHARE.items(), key=lambda i: i[1]):
             have = names(k, self.part)
-            want = max(1, round(left/len(SCHEMA[k]))) if k == "person" else min(len(have), max(2, round(self.size*n/per)))
-            if want > len(have): raise TaskError(f"there are names for about {len(have)*len(SCHEMA[k]):,} facts in a world, not for {self.size:,}; make a smaller one")
+            want = max(1, round(left/len(SCHEMA[k]))) if k == "person" else min(len(have), max(
+                2, round(self.size*n/per)))
+            if want > len(have):
+                raise TaskError(f"there are names for about {len(have)*len(SCHEMA[k]):,} facts in a world, not for "
+                                f"{self.size:,}; make a smaller one")
             order = rng("entities", self.part, self.seed, k).permutation(len(have))
             self.entities[k] = [have[i] for i in order[:want]]
             left -= want*len(SCHEMA[k])
@@ -347,12 +408,6 @@ class World:
                     out.append(Fact(s, k, n, self.changed.get((s, n), v)))
         return out
 
-    def _value(self, g, about, other_than=None):
-        "A value that an attribute can have in this world."
-        pool = self.entities[about.leads] if about.leads else about.values
-        if other_than is not None: pool = [v for v in pool if v != other_than]
-        return pool[int(g.integers(len(pool)))]
-
     @cached_property
     def by_subject(self):
         "name -> its facts"
@@ -367,77 +422,108 @@ class World:
         for f in self.facts: out.setdefault((f.kind, f.attribute), set()).add(f.value)
         return {k: sorted(v) for k, v in out.items()}
 
-    def passage(self, subject, attributes=None, split="train", seed=0):
-        "A `Passage` about one entity: its facts (or some attributes of it) in mixed order, each in a phrasing drawn by `seed`."
-        facts = [f for f in self.by_subject[subject] if attributes is None or f.attribute in attributes]
-        return _told(rng("passage", self.seed, subject, seed), facts, split)
+# %% ../../nbs/api/worlds/00_world.ipynb #024e0094
+@patch
+def _value(self:World, g, about, other_than=None):
+    "A value that an attribute can have in this world."
+    pool = self.entities[about.leads] if about.leads else about.values
+    if other_than is not None: pool = [v for v in pool if v != other_than]
+    return pool[int(g.integers(len(pool)))]
 
-    def corpus(self, split="train", seed=0):
-        "A passage about every entity."
-        return [self.passage(s, None, split, seed) for s in self.by_subject]
+# %% ../../nbs/api/worlds/00_world.ipynb #3dcd3941
+@patch
+def passage(self:World, subject, attributes=None, *, split="train", seed=0):
+    "A `Passage` about one entity: its facts (or some attributes of it) in mixed order, each in a phrasing drawn by `seed`."
+    facts = [f for f in self.by_subject[subject] if attributes is None or f.attribute in attributes]
+    return _told(rng("passage", self.seed, subject, seed), facts, split)
 
-    def update(self, share=.2, seed=0):
-        "(the world after some facts have changed, the facts as they are now)."
-        g = rng("updates", self.part, self.seed, seed)
-        which = g.permutation(len(self.facts))[:max(1, round(share*len(self.facts)))]
-        new = {}
-        for i in sorted(which):
-            f = self.facts[i]
-            new[f.key] = self._value(g, f.about, f.value)
-        after = replace(self, changed=self.changed | new)
-        return after, [f for f in after.facts if f.key in new]
+# %% ../../nbs/api/worlds/00_world.ipynb #979ab39f
+@patch
+def corpus(self:World, split="train", seed=0):
+    "A passage about every entity."
+    return [self.passage(s, None, split=split, seed=seed) for s in self.by_subject]
 
-    def two_hop(self, n, split="train", seed=0):
-        "Questions over two facts: an attribute of the entity to which the first fact leads."
-        g, out = rng("two hops", self.part, self.seed, seed), []
-        first = [f for f in self.facts if f.about.leads]
-        for i in g.permutation(len(first))[:n]:
-            f = first[i]
-            then = self.by_subject[f.value]
-            out.append(ask_two(f, then[int(g.integers(len(then)))], int(g.integers(99)), split))
-        return out
+# %% ../../nbs/api/worlds/00_world.ipynb #173b10ca
+@patch
+def update(self:World, share=.2, seed=0):
+    "(the world after some facts have changed, the facts as they are now)."
+    g = rng("updates", self.part, self.seed, seed)
+    which = g.permutation(len(self.facts))[:max(1, round(share*len(self.facts)))]
+    new = {}
+    for i in sorted(which):
+        f = self.facts[i]
+        new[f.key] = self._value(g, f.about, f.value)
+    after = replace(self, changed=self.changed | new)
+    return after, [f for f in after.facts if f.key in new]
 
-    def unanswerable(self, n, split="train", seed=0):
-        "(Question, Passage) pairs: the passage is about the entity, but not about what is asked."
-        g, out = rng("unanswerable", self.part, self.seed, seed), []
-        for i in g.permutation(len(self.facts))[:n]:
-            f = self.facts[i]
-            others = [a for a in SCHEMA[f.kind] if a != f.attribute]
-            out.append((unanswerable(ask(f, int(g.integers(9)), split)), self.passage(f.subject, others, split, seed)))
-        return out
+# %% ../../nbs/api/worlds/00_world.ipynb #1ea275b5
+@patch
+def two_hop(self:World, n, split="train", *, seed=0):
+    "Questions over two facts: an attribute of the entity to which the first fact leads."
+    g, out = rng("two hops", self.part, self.seed, seed), []
+    first = [f for f in self.facts if f.about.leads]
+    for i in g.permutation(len(first))[:n]:
+        f = first[i]
+        then = self.by_subject[f.value]
+        out.append(ask_two(f, then[int(g.integers(len(then)))], way=int(g.integers(99)), split=split))
+    return out
 
-    def contradict(self, fact, split="train", seed=0):
-        "A passage that says something else than the fact."
-        g = rng("contradiction", self.seed, *fact.key, seed)
-        wrong = replace(fact, value=self._value(g, fact.about, fact.value))
-        return Passage(f"{fact.subject} (2)", fact.subject, say(wrong, int(g.integers(9)), split), (wrong,))
+# %% ../../nbs/api/worlds/00_world.ipynb #bb2d4db8
+@patch
+def unanswerable(self:World, n, split="train", *, seed=0):
+    "(Question, Passage) pairs: the passage is about the entity, but not about what is asked."
+    g, out = rng("unanswerable", self.part, self.seed, seed), []
+    for i in g.permutation(len(self.facts))[:n]:
+        f = self.facts[i]
+        others = [a for a in SCHEMA[f.kind] if a != f.attribute]
+        out.append((unanswerable(ask(f, int(g.integers(9)), split=split)),
+                    self.passage(f.subject, others, split=split, seed=seed)))
+    return out
 
-    def distractors(self, fact, n, hardness="same_attribute", split="train", seed=0):
-        "Passages that do not answer a question about `fact`: about anything (random), with the asked attribute (same_attribute), or about someone who shares a name (same_name)."
-        g = rng("distractors", self.seed, *fact.key, hardness, seed)
-        if hardness == "random": pool = [s for s in self.by_subject if s != fact.subject]
-        elif hardness == "same_attribute": pool = [s for s in self.entities[fact.kind] if s != fact.subject]
-        elif hardness == "same_name": return self._namesakes(fact, g, n, split, seed)
-        else: raise TaskError(unknown_name("hardness", hardness, HARDNESS))
-        if len(pool) < n: raise TaskError(f"this world has only {len(pool)} other passages of that kind, {n} are wanted; make it larger (size={2*self.size})")
-        return [self.passage(pool[i], None, split, seed) for i in g.permutation(len(pool))[:n]]
+# %% ../../nbs/api/worlds/00_world.ipynb #5c607be0
+@patch
+def contradict(self:World, fact, split="train", *, seed=0):
+    "A passage that says something else than the fact."
+    g = rng("contradiction", self.seed, *fact.key, seed)
+    wrong = replace(fact, value=self._value(g, fact.about, fact.value))
+    return Passage(f"{fact.subject} (2)", fact.subject, say(wrong, int(g.integers(9)), split=split), (wrong,))
 
-    def _namesakes(self, fact, g, n, split, seed):
-        # People of the same part who share one of the two words; those who do not live in this world get facts of their own.
-        words = fact.subject.split()
-        like = [s for s in names(fact.kind, self.part) if s != fact.subject and set(s.split()) & set(words)]
-        if len(like) < n: raise TaskError(f"only {len(like)} others share a name with {fact.subject}, {n} are wanted")
-        out = []
-        for i in g.permutation(len(like))[:n]:
-            name = like[i]
-            out.append(self.passage(name, None, split, seed) if name in self.by_subject else
-                       _told(g, [Fact(name, fact.kind, a, self._value(g, about)) for a, about in SCHEMA[fact.kind].items()], split))
-        return out
+# %% ../../nbs/api/worlds/00_world.ipynb #6b085a7e
+@patch
+def distractors(self:World, fact, n, *, hardness="same_attribute", split="train", seed=0):
+    "Passages that do not answer a question about `fact`: about anything (random), with the asked attribute (same_attribute), or about someone who shares a name (same_name)."
+    g = rng("distractors", self.seed, *fact.key, hardness, seed)
+    if hardness == "random": pool = [s for s in self.by_subject if s != fact.subject]
+    elif hardness == "same_attribute": pool = [s for s in self.entities[fact.kind] if s != fact.subject]
+    elif hardness == "same_name": return self._namesakes(fact, g, n, split, seed)
+    else: raise TaskError(unknown_name("hardness", hardness, HARDNESS))
+    if len(pool) < n:
+        raise TaskError(f"this world has only {len(pool)} other passages of that kind, {n} are wanted; make it larger "
+                        f"(size={2*self.size})")
+    return [self.passage(pool[i], None, split=split, seed=seed) for i in g.permutation(len(pool))[:n]]
 
+# %% ../../nbs/api/worlds/00_world.ipynb #07b64b6d
+@patch
+def _namesakes(self:World, fact, g, n, split, seed):
+    # People of the same part who share one of the two words; those who do not live in this world get facts of their
+    # own.
+    words = fact.subject.split()
+    like = [s for s in names(fact.kind, self.part) if s != fact.subject and set(s.split()) & set(words)]
+    if len(like) < n: raise TaskError(f"only {len(like)} others share a name with {fact.subject}, {n} are wanted")
+    out = []
+    for i in g.permutation(len(like))[:n]:
+        name = like[i]
+        out.append(self.passage(name, None, split=split, seed=seed) if name in self.by_subject else _told(
+            g, [Fact(name, fact.kind, a, self._value(g, about)) for a, about in SCHEMA[fact.kind].items()], split))
+    return out
+
+# %% ../../nbs/api/worlds/00_world.ipynb #23f75b65
 def _told(g, facts, split):
     "A passage that tells facts of one entity in mixed order, each in some phrasing."
     facts = [facts[i] for i in g.permutation(len(facts))]
-    return Passage(facts[0].subject, facts[0].subject, " ".join(say(f, int(g.integers(len(ways(f.about.says, split)))), split) for f in facts), tuple(facts))
+    return Passage(facts[0].subject, facts[0].subject,
+                   " ".join(say(f, int(g.integers(len(ways(f.about.says, split)))), split=split) for f in facts),
+                   tuple(facts))
 
 HARDNESS = ("random", "same_attribute", "same_name")
 

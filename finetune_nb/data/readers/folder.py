@@ -82,7 +82,7 @@ def image_folder(
     if (need := len(items) * 3 * size * size) > 8e9:
         raise TaskError(f"{path}: {len(items)} images of {size} pixels need {need/1e9:.0f} GB of memory. Choose a smaller size (--size)")
     with ThreadPoolExecutor() as pool:
-        got = list(progress(pool.map(_read, [(f, size) for *_, f in items]), len(items), "reading photos", quiet or len(items) < 2000))
+        got = list(progress(pool.map(_read, [(f, size) for *_, f in items]), len(items), what="reading photos", quiet=quiet or len(items) < 2000))
     bad = [(f, r) for (*_, f), r in zip(items, got) if isinstance(r, str)]
     if bad and not skip_bad:
         shown = "; ".join(f"{f.relative_to(path)} ({why})" for f, why in bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")

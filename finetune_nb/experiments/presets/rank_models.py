@@ -65,7 +65,7 @@ def scored_model(task, name, labels, seed, scores, size, offline, store):
     found = {}
     for s in scores:
         began = time.perf_counter()
-        found[s] = transfer_score(s, f, y, p if own else None)
+        found[s] = transfer_score(s, f, y, probabilities=p if own else None)
         spent[s] = time.perf_counter() - began
     found = {s: None if np.isnan(v) else v for s, v in found.items()}  # JSON knows no NaN
     folder = BUNDLED/name if (BUNDLED/name/"config.json").is_file() else Path(name).expanduser()
