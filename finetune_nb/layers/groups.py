@@ -28,11 +28,20 @@ class LayerGroup:
     first_use:int = None  # rank of the first of its parameters in a forward pass; None if not known
 
     @property
-    def params(self): return [p for _, p in self.named_params]
+    def params(self) -> list: # of Parameter
+        "Its parameters."
+        return [p for _, p in self.named_params]
+
     @property
-    def size(self): return sum(p.numel() for p in self.params)
+    def size(self) -> int: # numbers in all its tensors
+        "How many parameters, counted as numbers."
+        return sum(p.numel() for p in self.params)
+
     @property
-    def norms(self): return [m for m in self.modules if is_norm(m)]
+    def norms(self) -> list: # of nn.Module
+        "Its norm layers."
+        return [m for m in self.modules if is_norm(m)]
+
     def __repr__(self): return f"LayerGroup({self.name!r}, {len(self.params)} tensors, {self.size:,} parameters)"
 
 # %% ../../nbs/api/layers/03_groups.ipynb #010b4c62
@@ -42,7 +51,7 @@ class OrderWarning(UserWarning): "The order in which a network runs could not be
 
 def layer_groups(
     model, # any nn.Module with parameters: timm, transformers, fastai, torchvision, your own
-    granularity="stage", # "stage" for at most about eight groups, "block" for one a block, "layer" for one a layer
+    granularity="stage", # "stage" for at most about eight groups, "block" for one per block, "layer" for one per layer
     *,
     example=None, # an input (tensor, tuple, or dict of keyword arguments) for the trace; None to guess one
     splitter=None, # a fastai splitter whose lists become the groups, in its own order
@@ -56,8 +65,7 @@ def layer_groups(
     if splitter is not None: return _build(model, _split(model, params, splitter), None)
     prefix, inner = see_through(model)
     target, rank, why = model, *first_use(model, example)
-    # a wrapper takes what its author liked; the model inside is of a known kind
-    if rank is None and inner is not model:
+    if rank is None and inner is not model:  # a wrapper's inputs are its author's choice; the model inside is of a known kind
         rank, other = first_use(inner)
         if rank is not None: rank = {prefix + n: i for n, i in rank.items()}
     if rank is None: _warn(model, why)
@@ -74,7 +82,7 @@ def _build(model, lists, rank):
     return groups
 
 def _warn(model, why):
-    "Once a network: what is not known, and what to do."
+    "One warning per network: what is not known, and what to do."
     if model in _WARNED: return
     _WARNED.add(model)
     warnings.warn(f"{type(model).__name__}: the order of its layers could not be checked ({why}); groups follow the "
@@ -116,8 +124,10 @@ def groups_table(
     import pandas as pd
     total = sum(g.size for g in groups)
     used = sorted(g.first_use for g in groups if g.first_use is not None)
-    return pd.DataFrame([dict(group=g.name, tensors=len(g.params), parameters=g.size, share=g.size/total, norms=len(
-        g.norms), first_use=used.index(g.first_use) if g.first_use is not None else None) for g in groups])
+    def row(g):
+        first = used.index(g.first_use) if g.first_use is not None else None
+        return dict(group=g.name, tensors=len(g.params), parameters=g.size, share=g.size/total, norms=len(g.norms), first_use=first)
+    return pd.DataFrame([row(g) for g in groups])
 
 def parameters_table(
     groups, # list of LayerGroup
@@ -176,15 +186,15 @@ def pick_groups(
 # %% ../../nbs/api/layers/03_groups.ipynb #343d179e
 def param_groups(
     groups, # list of LayerGroup
-    lr, # rate: a number, or one for each group
+    lr, # learning rate: a number, or one per group
     *,
     weight_decay=0.01, # for matrices and kernels
     exempt=True, # spare norm layers and whatever has fewer than two dimensions?
 ): # -> list of dicts for a torch optimiser: params, lr, weight_decay, name, group
-    "Torch parameter groups: one a layer group, two where some of it is exempt from weight decay."
+    "Torch parameter groups: one per layer group, two where some of it is exempt from weight decay."
     rates = [lr]*len(groups) if isinstance(lr, (int, float)) else list(lr)
     if len(rates) != len(groups):
-        raise ModelError(f"{len(rates)} rates for {len(groups)} layer groups ({', '.join(g.name for g in groups)}); "
+        raise ModelError(f"{len(rates)} learning rates for {len(groups)} layer groups ({', '.join(g.name for g in groups)}); "
                          "give one each, or a single number")
     out = []
     for g, rate in zip(groups, rates):
@@ -197,9 +207,13 @@ def param_groups(
     return out
 
 # %% ../../nbs/api/layers/03_groups.ipynb #55c7825c
-def splitter(granularity="stage"):
-    "A fastai splitter: model -> lists of parameters, one a group."
-    def split(model): return [g.params for g in layer_groups(model, granularity)]
+def splitter(
+    granularity="stage", # of the groups: "stage", "block" or "layer"
+): # -> function from a model to lists of parameters, one per group
+    "A fastai splitter made of our groups."
+    def split(model):
+        "Lists of parameters, one per group."
+        return [g.params for g in layer_groups(model, granularity)]
     return split
 
 # %% ../../nbs/api/layers/03_groups.ipynb #829c4697
@@ -207,8 +221,8 @@ def _split(model, params, split):
     "(name, parameter names) pairs of a fastai splitter, which has to give every parameter once."
     what = f"the splitter '{getattr(split, '__name__', type(split).__name__)}'"
     lists = list(split(model))
-    # fastai, too, takes a flat list as one group
-    if lists and not isinstance(lists[0], (list, tuple)) and not hasattr(lists[0], "map"): lists = [lists]
+    flat = lists and not isinstance(lists[0], (list, tuple)) and not hasattr(lists[0], "map")
+    if flat: lists = [lists]  # fastai, too, takes a flat list as one group
     byid, seen, out = {id(p): n for n, p in params.items()}, {}, []
     for i, ps in enumerate(lists):
         names = []
@@ -221,15 +235,20 @@ def _split(model, params, split):
         if not names: raise ModelError(f"{what} gives an empty list {i}; fastai cannot freeze what is not there")
         out.append(names)
     if missing := [n for n in params if n not in seen]:
-        raise ModelError(
-            f"{what} misses {len(missing)} of {len(params)} parameters, such as '{missing[0]}': they would never train")
+        raise ModelError(f"{what} misses {len(missing)} of {len(params)} parameters, such as '{missing[0]}': "
+                         "they would never train")
+    return list(zip(_split_names(model, out), out))
+
+# %% ../../nbs/api/layers/03_groups.ipynb #d7520ea7
+def _split_names(model, lists):
+    "Names of a splitter's lists: what their parameters share, and head for the head."
     prefix, inner = see_through(model)
     head, names = {prefix + n for n in head_params(inner)}, []
-    for own, given in zip(name_lists(out), out):
+    for own, given in zip(name_lists(lists), lists):
         shared = given[0].split(".")[:-1]
         while shared and not all(n.startswith(".".join(shared) + ".") for n in given): shared.pop()
         names.append(".".join(shared) or own)
-    if head and set(out[-1]) <= head: names[-1] = "head"
+    if head and set(lists[-1]) <= head: names[-1] = "head"
     for i, n in enumerate(names):
         while names[i] in names[:i]: names[i] += "'"
-    return list(zip(names, out))
+    return names

@@ -39,9 +39,9 @@ def quiet():
 def fetch(
     source, # hub name or folder
     what, # is fetched, for the message
+    *,
     offline, # "yes" never asks the network
     get, # called without arguments
-    *,
     instead="docs_lm", # a bundled model that could do
 ):
     "Do `get` and turn the many errors of the library and the hub into one line."
@@ -71,9 +71,9 @@ def config_and_tokenizer(
 ): # -> (transformers configuration, tokeniser with a filler)
     "Configuration and tokeniser that belong together."
     transformers, common = import_text(), dict(local_files_only=offline == "yes", trust_remote_code=False)
-    config = fetch(source, "configuration", offline, lambda: transformers.AutoConfig.from_pretrained(source, **common),
+    config = fetch(source, "configuration", offline=offline, get=lambda: transformers.AutoConfig.from_pretrained(source, **common),
                    instead=instead)
-    tok = fetch(source, "tokeniser", offline, lambda: transformers.AutoTokenizer.from_pretrained(source, **common),
+    tok = fetch(source, "tokeniser", offline=offline, get=lambda: transformers.AutoTokenizer.from_pretrained(source, **common),
                 instead=instead)
     # Without its files transformers makes up an empty tokeniser instead of complaining.
     if set(tok.get_vocab()) <= set(tok.all_special_tokens):

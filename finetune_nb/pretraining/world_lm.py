@@ -23,7 +23,7 @@ from ..models.hub import import_text
 from .loop import load_optimisers, optimiser_tensors, run_command
 from ..retrieval.examine import FEW, GATE, READING, base_questions, examine, questions_of, release_gate
 from ..retrieval.generate import Generator, load_lm
-from ..worlds.reading import (ANSWER, ASK, DOC, END, PAD, SPECIALS, UNSEEN, Dials, answer_text, example,
+from ..worlds.reading import (ANSWER, ASK, DOC, END, PAD, SPECIALS, UNSEEN, Difficulty, answer_text, example,
                                         prompt, strange_words, training_words, vocabulary)
 from ..worlds.world import World, ask, base_world
 from ..training.learner import pick_device
@@ -67,8 +67,8 @@ def world_model(
 class Stage:
     "A part of the pre-training."
     steps:int  # at most
-    start:Dials
-    end:Dials
+    start:Difficulty
+    end:Difficulty
     # exact match on `end` (prose, unseen names) with which the stage is left; above 1: never before its steps are done
     enough:float = 1.1
     reading:float = .8  # share of examples to read
@@ -80,18 +80,18 @@ class Stage:
 _MANY = (1, 2, 3, 4, 5, 6, 8, 10)
 _ROUGH = dict(noise=.3, rough=.5, gaps=.3)
 def _read(passages, unknown, two_hop, **strange):
-    return Dials(passages, (1, 2, 3), .9, .02, .3, unknown, two_hop, **strange)
-def _again(steps, peak, dials): return Stage(steps, dials, dials, peak=peak, fall=.95)
+    return Difficulty(passages, (1, 2, 3), .9, .02, .3, unknown, two_hop, **strange)
+def _again(steps, peak, difficulty): return Stage(steps, difficulty, difficulty, peak=peak, fall=.95)
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #3c1cd0af
 # bare records; from records to prose; more look-alikes; then, each with a rate that rises once more: strange words, and
 # questions that are built like other questions
 STAGES = (
-    Stage(4000, Dials((2, 4), (1,), 1., 1., .2, 0., 0.), Dials((2, 4), (1, 2), .8, 1., .2, .02, 0.), .9, 1., 0.),
-    Stage(6000, Dials(FEW, (1, 2, 3), .8, 1., .25, .05, .05, **_ROUGH),
-          Dials(FEW, (1, 2, 3), .8, .05, .25, .15, .15, **_ROUGH), .85),
-    Stage(6000, Dials(_MANY, (1, 2, 3), .85, .05, .3, .25, .2, **_ROUGH),
-          Dials(_MANY, (1, 2, 3, 6), .85, .02, .3, .25, .2, noise=.2, rough=.5, gaps=.2), fall=.8),
+    Stage(4000, Difficulty((2, 4), (1,), 1., 1., .2, 0., 0.), Difficulty((2, 4), (1, 2), .8, 1., .2, .02, 0.), .9, 1., 0.),
+    Stage(6000, Difficulty(FEW, (1, 2, 3), .8, 1., .25, .05, .05, **_ROUGH),
+          Difficulty(FEW, (1, 2, 3), .8, .05, .25, .15, .15, **_ROUGH), .85),
+    Stage(6000, Difficulty(_MANY, (1, 2, 3), .85, .05, .3, .25, .2, **_ROUGH),
+          Difficulty(_MANY, (1, 2, 3, 6), .85, .02, .3, .25, .2, noise=.2, rough=.5, gaps=.2), fall=.8),
     _again(5500, .5, _read(_MANY, .2, .15, noise=.5, rough=.5, gaps=.2)),
     _again(4000, .4, _read((1, *_MANY), .15, .1, noise=.5, rough=.5, gaps=.2)),
     _again(3600, .5, _read((1, 1, *_MANY), .15, .1, noise=.3, rough=.3, gaps=.1, borrowed=.4)),
@@ -101,7 +101,7 @@ STAGES = (
 def between(
     stage:Stage,
     t, # 0..1, how far the stage is
-): # -> Dials
+): # -> Difficulty
     "How hard the examples are at a time of a stage."
     x = min(1., t/stage.firm)
     mix = {k: (1 - x)*getattr(stage.start, k) + x*getattr(stage.end, k)
@@ -196,7 +196,7 @@ def _look(model, tok, stage, world, n):
     "How well it reads at the end of the stage (in prose), five look-alikes, and the base by heart. Names are others than the release gate's: a look decides when a stage ends."
     reader = Generator(model, tok)
     plain = replace(stage.end, records=0., unknown=0., two_hop=0., noise=0., rough=0., gaps=0.)
-    def exact(dials): return examine(reader, questions_of(dials, n, part="new"))["exact"]
+    def exact(difficulty): return examine(reader, questions_of(difficulty, n, part="new"))["exact"]
     return dict(stage_end=exact(stage.end if stage.end.records == 1 else plain), five=exact(READING),
                 base=examine(reader, base_questions(world, n))["exact"])
 

@@ -279,7 +279,7 @@ def ask_run(config, place, folder=None):
             if config["reads"] == "gold": return [_shuffled(gold, scene.seed, q) for q, gold in asked]
             if config["reads"] != "search" or kind == "old": return None
             hits = retriever.search(texts, config["k"] + (2 if kind == "recall" else 0))
-            if kind == "recall": hits = at_recall(hits, [[p.id for p in gold] for _, gold in asked], float(rest[0]), config["k"], retriever, seed=scene.seed)
+            if kind == "recall": hits = at_recall(hits, [[p.id for p in gold] for _, gold in asked], recall=float(rest[0]), k=config["k"], passages=retriever, seed=scene.seed)
             return [[h.passage for h in hs] for hs in hits]
         asked, given = {}, {}
         for c, n in config["conditions"].items():

@@ -45,9 +45,9 @@ def ndcg(
     *,
     k=None, # look at so many; None for all
 ): # -> 0 to 1; nan if nothing is right
-    "Normalised discounted cumulative gain: gains 2^relevance - 1, halved and more the further down."
+    "Normalised discounted cumulative gain: 2^relevance - 1, divided by log2(place + 1)."
     relevance = gold_ids if isinstance(gold_ids, dict) else dict.fromkeys(gold_ids, 1)
-    gain = lambda rels: sum((2**r - 1) / math.log2(n + 1) for n, r in rels)
+    def gain(rels): return sum((2**r - 1) / math.log2(n + 1) for n, r in rels)
     best = gain(enumerate(sorted(relevance.values(), reverse=True)[:k], 1))
     first = {i: n for n, i in reversed(list(enumerate(ranked_ids[:k], 1)))}
     return gain((n, relevance.get(i, 0)) for i, n in first.items()) / best if best else math.nan
@@ -56,15 +56,15 @@ def ndcg(
 _SIGNS = str.maketrans("", "", string.punctuation)
 
 def normalised(
-    answer:str,
-): # -> str
+    answer:str, # what was said, or what is accepted
+) -> str:
     "An answer without capitals, punctuation, articles and extra blanks."
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(_SIGNS)).split())
 
 def accepted_answers(
     accepted, # an answer, several, or a question that knows its own
 ): # -> tuple of str
-    "All answers that count as right."
+    "All answers that count as correct."
     if isinstance(accepted, str): return (accepted,)
     if hasattr(accepted, "answer"): return tuple(getattr(accepted, "answers", ())) or (accepted.answer,)
     return tuple(accepted)
@@ -103,7 +103,7 @@ def retrieval_scores(
     *,
     ks=(1, 3, 5, 10), # for recall@k; nDCG is cut at the largest
     to=None, # changes ids of hits before they are compared, such as corpus.of_document
-): # -> pandas DataFrame, a row for each question: recall@k, mrr, ndcg@k, found (how many hits)
+): # -> pandas DataFrame, one row per question: recall@k, mrr, ndcg@k, found (number of hits)
     "Retrieval, question by question."
     import pandas as pd
     results, golds = list(results), list(golds)
@@ -123,14 +123,14 @@ def retrieval_table(
     *,
     ks=(1, 3, 5, 10), # for recall@k
     to=None, # changes ids of hits before they are compared
-): # -> pandas DataFrame, a row for each retriever: means, n (questions with a right passage), no_hits (of those, how many without any hit)
-    "Ways of retrieving side by side."
+): # -> pandas DataFrame, one row per retriever: means, n (questions with a right passage), no_hits (of those, without any)
+    "Retrievers side by side."
     import pandas as pd
     rows = {}
     for name, r in retrievers.items():
         scores = retrieval_scores(r.search(questions, max(ks)) if hasattr(r, "search") else r, golds, ks=ks, to=to)
         judged = scores[scores.mrr.notna()]
         if judged.empty: raise TaskError("no question has a right passage, so there is nothing to compare with")
-        rows[name] = judged.drop(columns="found").mean().to_dict() | {"n": len(judged), "no_hits": int(
-            (judged.found == 0).sum())}
+        counts = {"n": len(judged), "no_hits": int((judged.found == 0).sum())}
+        rows[name] = judged.drop(columns="found").mean().to_dict() | counts
     return pd.DataFrame.from_dict(rows, orient="index")
