@@ -6,7 +6,6 @@
 __all__ = ['untouched', 'example_inputs', 'trace', 'first_use']
 
 # %% ../../nbs/api/layers/01_execution_order.ipynb #93ce129a
-import random
 from collections import Counter
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -17,36 +16,47 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core.errors import ModelError
+from ..core.seeds import keep_random
 
 # %% ../../nbs/api/layers/01_execution_order.ipynb #1162fefd
 @contextmanager
 def untouched(
     model, # any nn.Module
+    train=False, # may the block train? False for evaluation mode without gradients
 ):
-    "Evaluation mode without gradients inside the block; afterwards the model and all random states are as before."
-    modules, near = list(model.modules()), {p.device for p in model.parameters()}
-    had = [(m, dict(m.__dict__), {k: dict(m.__dict__[k]) for k in ("_parameters", "_buffers", "_modules")
-                                  if k in m.__dict__}) for m in modules]
-    values = [(b, b.detach().clone()) for b in model.buffers()]
-    python, numpy = random.getstate(), _numpy_state()
-    try:
-        with torch.random.fork_rng([d for d in near if d.type == "cuda"]), torch.no_grad():
-            for m in modules: m.training = False  # model.eval() may be overridden to do more than this
+    "Whatever the block does to a network or to the random generators is undone at its end."
+    modules, back = list(model.modules()), [_keep_modules(model), _keep_values(model, train)]
+    with keep_random(), torch.set_grad_enabled(train and torch.is_grad_enabled()):
+        try:
+            if not train:
+                for m in modules: m.training = False  # model.eval() may be overridden to do more than this
             yield model
-    finally:
-        for m, attributes, tables in had:
-            m.__dict__.clear(); m.__dict__.update(attributes)
-            for k, table in tables.items(): m.__dict__[k].clear(); m.__dict__[k].update(table)
-        with torch.no_grad():
-            for b, v in values:
-                if b.device.type != "meta": b.copy_(v)
-        random.setstate(python)
-        if numpy: numpy[0](numpy[1])
+        finally:
+            for f in back: f()
 
-def _numpy_state():
-    try: import numpy as np
-    except ImportError: return None
-    return np.random.set_state, np.random.get_state()
+def _keep_modules(model):
+    "Remember modes, attributes and parts of all modules; a function that puts them back."
+    tables = "_parameters", "_buffers", "_modules"
+    had = [(m, dict(m.__dict__), {k: dict(m.__dict__[k]) for k in tables if k in m.__dict__}) for m in model.modules()]
+    def back():
+        for m, attributes, parts in had:
+            m.__dict__.clear(); m.__dict__.update(attributes)
+            for k, part in parts.items(): m.__dict__[k].clear(); m.__dict__[k].update(part)
+    return back
+
+def _keep_values(model, weights):
+    "Remember buffers, and weights with all that belongs to them; a function that puts them back."
+    params = list(model.parameters()) if weights else []
+    values = [(t, t.detach().clone()) for t in (*model.buffers(), *params) if t.device.type != "meta"]
+    marks = [(p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone(), getattr(p, "asked", None))
+             for p in params]
+    def back():
+        with torch.no_grad():
+            for t, v in values: t.copy_(v)
+        for p, on, grad, kept, asked in marks:
+            p.requires_grad_(on); p.grad = grad; p.asked = asked
+            if grad is not None: grad.copy_(kept)
+    return back
 
 # %% ../../nbs/api/layers/01_execution_order.ipynb #c3b6ed11
 def example_inputs(
