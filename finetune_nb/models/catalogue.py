@@ -90,8 +90,8 @@ def _known(name):
     import timm
     folder = model_folder(name)
     if (folder/"config.json").is_file():
-        return _folder_row(folder, folder.name, "bundled" if name in bundled() else "folder"), read_json(
-            folder/"config.json")
+        source = "bundled" if name in bundled() else "folder"
+        return _folder_row(folder, folder.name, source), read_json(folder/"config.json")
     rows = {r["name"]: r for r in _hub_rows()}
     if name in rows:
         file = _cached_file(name, "config.json")
@@ -102,28 +102,32 @@ def _known(name):
 # %% ../../nbs/api/models/03_catalogue.ipynb #513df895
 def measure_model(
     name, # as for `describe_model`
-): # -> dict(parameters, macs); macs is None where they cannot be counted
-    "Parameters and multiply-adds of a model by name, at its own picture size or for 128 tokens, with its own classifier if it is a vision network of timm's."
+) -> dict: # parameters, macs; macs is None where they cannot be counted
+    "Parameters and multiply-adds at the model's own picture size or for 128 tokens, timm's networks with their classifier."
     import torch
     row, config = _known(name)
     if row["source"] == "huggingface" or (config or {}).get("model_type"):
-        import_text()
-        from transformers import AutoConfig, AutoModel
-        kind, changes, _ = _KNOWN.get(name, (None, {},
-                                             None)) if config is None else (config["model_type"], config, None)
-        config = AutoConfig.for_model(kind, **{k: v for k, v in changes.items() if k != "model_type"})
-        def inputs(model, device):
-            if row["kind"] == "vision":
-                return dict(pixel_values=torch.zeros(1, 3, *[getattr(config, "image_size", 224)]*2, device=device))
-            x = dict(input_ids=torch.zeros(1, 128, dtype=torch.long, device=device))
-            return x | ({"decoder_input_ids": x["input_ids"]} if config.is_encoder_decoder else {})
-        return cost(lambda: AutoModel.from_config(config), inputs)
+        return _transformers_cost(name, config, row["kind"] == "vision")
     if config and other_kind(config):
         return dict(parameters=row["parameters"] or _count(model_folder(name)/"model.safetensors"), macs=None)
     arch, i = built_as(model_folder(name), config) if config else timm_config(name, None)
-    classes = {} if config is None else {"num_classes": config.get("num_classes", 1000)}
-    return cost(lambda: create_model(**arch, **classes, **({} if "in_chans" in arch else {"in_chans": i["channels"]})),
-                lambda m, d: {"x": torch.zeros(1, i["channels"], i["size"], i["size"], device=d)})
+    more = {} if config is None else {"num_classes": config.get("num_classes", 1000)}
+    if "in_chans" not in arch: more["in_chans"] = i["channels"]
+    def inputs(model, device): return {"x": torch.zeros(1, i["channels"], i["size"], i["size"], device=device)}
+    return cost(lambda: create_model(**arch, **more), inputs)
+
+def _transformers_cost(name, config, vision):
+    "The cost of a transformers model, from its configuration or from what is known of it."
+    import torch
+    import_text()
+    from transformers import AutoConfig, AutoModel
+    kind, changes = _KNOWN.get(name, (None, {}))[:2] if config is None else (config["model_type"], config)
+    config = AutoConfig.for_model(kind, **{k: v for k, v in changes.items() if k != "model_type"})
+    def inputs(model, device):
+        if vision: return dict(pixel_values=torch.zeros(1, 3, *[getattr(config, "image_size", 224)]*2, device=device))
+        x = dict(input_ids=torch.zeros(1, 128, dtype=torch.long, device=device))
+        return x | ({"decoder_input_ids": x["input_ids"]} if config.is_encoder_decoder else {})
+    return cost(lambda: AutoModel.from_config(config), inputs)
 
 def _count(path): return sum(t.numel() for t in load_tensors(path)[0].values())
 
@@ -131,7 +135,7 @@ def _count(path): return sum(t.numel() for t in load_tensors(path)[0].values())
 def describe_model(
     name, # a bundled name, a timm or Hugging Face name, or the folder of a model
 ): # -> pandas Series
-    "Everything the kit knows of a model: source, architecture, parameters, multiply-adds, input, licence, classes, results, sha256, path of its card."
+    "Everything the kit knows of a model: source, sizes, costs, input, licence, classes, results, checksum, card."
     import pandas as pd
     row, config = _known(name)
     out = row | measure_model(name)
@@ -146,13 +150,12 @@ SOURCES = ("bundled", "timm", "huggingface")
 _MEASURE_AT_MOST = 60
 
 def list_models(
-    # shell-style pattern such as "mobilenet*" or "*bert*"; None for the bundled ones, or for all of `source`
-    pattern=None,
+    pattern=None, # such as "mobilenet*" or "*bert*"; None for the bundled ones, or for all of `source`
     source=None, # "bundled", "timm" or "huggingface"; None for all three
     *,
-    measure=False, # count parameters and multiply-adds? about half a second a model
-): # -> pandas DataFrame
-    "Pre-trained models by name, without asking the network: bundled, timm's, well-known and locally cached ones of Hugging Face."
+    measure=False, # count parameters and multiply-adds? about half a second per model
+): # -> pandas DataFrame, one row per model
+    "Pre-trained models by name, without asking the network: bundled, timm's, and well-known or cached ones of the hub."
     import pandas as pd
     if source not in (None, *SOURCES): raise ModelError(unknown_name("source", source, SOURCES))
     rows = []
@@ -164,8 +167,8 @@ def list_models(
         rows += [_timm_row(n) for n in timm.list_models(pattern or "", pretrained=True)]
     if measure:
         if len(rows) > _MEASURE_AT_MOST:
-            raise ModelError(
-                f"{len(rows)} models are too many to measure at once; narrow the pattern to at most {_MEASURE_AT_MOST}")
+            raise ModelError(f"{len(rows)} models are too many to measure at once; narrow the pattern to at most "
+                             f"{_MEASURE_AT_MOST}")
         rows = [r | measure_model(r["name"]) for r in rows]
     table = pd.DataFrame(rows, columns=["name", "source", "kind", "architecture", "parameters",
                                         *(["macs"] if measure else []), "input", "licence", "here"])

@@ -57,15 +57,18 @@ def _lora_layers(model):
     from peft.tuners.lora import LoraLayer
     return [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
 
-def has_lora(model):
+def has_lora(
+    model, # any network
+) -> bool:
     "Does any layer carry a LoRA addition?"
     return any("lora_" in n for n, _ in model.named_parameters())
 
 def trainable_share(
     model, # any network
-): # -> share of the parameters that train, 0 to 1
+) -> float: # 0 to 1
     "Trainable parameters over all parameters."
-    return sum(p.numel() for p in model.parameters() if p.requires_grad) / sum(p.numel() for p in model.parameters())
+    params = list(model.parameters())
+    return sum(p.numel() for p in params if p.requires_grad) / sum(p.numel() for p in params)
 
 # %% ../../nbs/api/training/04_adapters.ipynb #42acb957
 def merge_lora(
@@ -80,7 +83,9 @@ def merge_lora(
     if hasattr(model, "peft_config"): del model.peft_config
     return model
 
-def fill_at_random(model):
+def fill_at_random(
+    model, # a network with LoRA layers; changed in place
+): # -> the model
     "Stand-in for training: random low-rank weights."
     for n, p in model.named_parameters():
         if "lora_" in n: nn.init.normal_(p, std=.05)
