@@ -26,7 +26,7 @@ _WHERE = {
     "explain.layers": ["snapshot", "layer_changes", "plot_layers", "cka"], "explain.attribution": ["gradcam", "integrated_gradients", "randomisation_test"], "explain.calibration": ["calibration", "ece"],
     "explain.confusion": ["confusions", "most_confused"],
     "claims.run": ["run_claims", "claims_table", "findings_table", "CLAIMS"], "claims.report": ["save_claims"],
-    "widgets.slider_figure": ["Dial", "DialFigure"], "widgets.figures": ["layer_rates", "unfreezing", "label_budget", "search_and_answers", "rag_or_finetuning"],
+    "widgets.slider_figure": ["Slider", "SliderFigure"], "widgets.figures": ["layer_rates", "unfreezing", "label_budget", "search_and_answers", "rag_or_finetuning"],
     "grading.release": ["release"], "grading.collect": ["collect"], "grading.grade": ["grade"], "grading.class_bundle": ["bundle_class"], "grading.doctor": ["readiness"], "projects.new": ["new_project"], "projects.run": ["run_project"],
     "rag_vs_ft.showdown": ["showdown"], "rag_vs_ft.report": ["save_showdown"], "rag_vs_ft.decision": ["advise"],
 }
