@@ -72,7 +72,7 @@ class Confusions:
     after:np.ndarray
     names:tuple = ("before", "after")
 
-# %% ../../nbs/api/explain/03_confusion.ipynb #41fdc4e0
+# %% ../../nbs/api/explain/03_confusion.ipynb #b70da019
 @patch
 def matrix(self:Confusions, which="after"):
     "Counts [C, C], rows true; 'before', 'after' or 'change' (after minus before)."
@@ -80,7 +80,7 @@ def matrix(self:Confusions, which="after"):
     if which not in ("before", "after"): raise FinetuneError(f"which matrix: before, after or change, not '{which}'")
     return count_matrix(self.labels, getattr(self, which), len(self.classes))
 
-# %% ../../nbs/api/explain/03_confusion.ipynb #b9ea86ef
+# %% ../../nbs/api/explain/03_confusion.ipynb #0c69a4bb
 @patch
 def pairs(self:Confusions, k=10, both_ways=False):
     "The k pairs confused most after, with their number before."
@@ -90,7 +90,7 @@ def pairs(self:Confusions, k=10, both_ways=False):
     t.insert(3, f"n_{self.names[0]}", count)
     return t
 
-# %% ../../nbs/api/explain/03_confusion.ipynb #31ed0a06
+# %% ../../nbs/api/explain/03_confusion.ipynb #a3261fa7
 @patch
 def recall(self:Confusions):
     "One row a class: items, recall before and after, paired difference with 95 % interval; most gained first."
@@ -103,7 +103,7 @@ def recall(self:Confusions):
                              [c, int(m.sum()), a.mean(), b.mean(), *paired_shares(a, b)])))
     return pd.DataFrame(rows).sort_values("change", ascending=False, kind="stable").reset_index(drop=True)
 
-# %% ../../nbs/api/explain/03_confusion.ipynb #221c88da
+# %% ../../nbs/api/explain/03_confusion.ipynb #ec28149d
 @patch
 def shown(self:Confusions, top=15):
     "Positions of the classes to draw: all, or the `top` with the most errors in either set, in the classes' order."
@@ -112,7 +112,7 @@ def shown(self:Confusions, top=15):
     return (np.arange(len(self.classes)) if len(self.classes) <= top
             else np.sort(np.argsort(-errors.sum(1), kind="stable")[:top]))
 
-# %% ../../nbs/api/explain/03_confusion.ipynb #3cb9b681
+# %% ../../nbs/api/explain/03_confusion.ipynb #fc80b867
 @patch
 def plot(self:Confusions, top=15, figsize=None):
     "Both matrices and their difference; of many classes the `top` with the most errors, the rest as 'other'."
@@ -139,7 +139,7 @@ def plot(self:Confusions, top=15, figsize=None):
     axes[0].set_ylabel("true class")
     return axes
 
-# %% ../../nbs/api/explain/03_confusion.ipynb #fd89c39d
+# %% ../../nbs/api/explain/03_confusion.ipynb #76bea7fd
 @patch
 def plot_recall(self:Confusions, top=20, ax=None):
     "Change of recall with its interval; of many classes the `top` that changed most, either way."
@@ -160,7 +160,7 @@ def plot_recall(self:Confusions, top=20, ax=None):
     ax.set_ylabel("class (items)")
     return ax
 
-# %% ../../nbs/api/explain/03_confusion.ipynb #09dcb3b2
+# %% ../../nbs/api/explain/03_confusion.ipynb #4bf966bf
 def confusions(
     before, # a learner, or a snapshot of `after`'s weights, or chosen classes [N]
     after, # a learner of `pretrained_learner`
@@ -181,4 +181,4 @@ def confusions(
     if first.shape != y.shape:
         raise FinetuneError(
             f"the {split} split has {len(y)} items, but there are answers of shape {first.shape} before")
-    return Confusions(list(after.task.classes), y, first, logits.argmax(1), tuple(names))
+    return Confusions(list(after.task.target.vocab), y, first, logits.argmax(1), tuple(names))

@@ -110,7 +110,7 @@ def pool(
         return (out * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
     return out.flatten(1, -2).mean(1) if out.ndim > 2 else out
 
-# %% ../../nbs/api/explain/00_layers.ipynb #f624e3c6
+# %% ../../nbs/api/explain/00_layers.ipynb #7b644daa
 def split_dl(
     learn, # a learner of `pretrained_learner`
     split="valid", # "train" (the labelled items), "valid", "test" or a shift
@@ -123,7 +123,7 @@ def split_dl(
     if split != "train": return learn.task.test_dl(split, input, device, limit=limit)
     index = learn.dls.train.dataset.index
     if limit: index = index[np.sort(rng("limit").permutation(len(index))[:limit])]
-    return MemoryDL(learn.task.dataset("train", input, index), bs=256, after_batch=learn.task.batch_tfms(input, False),
+    return MemoryDL(learn.task.dataset("train", input, index), bs=256, after_batch=learn.task.transforms(input),
                     device=device)
 
 # %% ../../nbs/api/explain/00_layers.ipynb #8386ef95

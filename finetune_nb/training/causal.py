@@ -32,7 +32,7 @@ class Pairs(MemoryItems):
         starts, # where the continuation begins in each
         pad_id, # of the filler
     ):
-        super().__init__([torch.tensor(r) for r in rows], torch.tensor(starts), [])
+        super().__init__([torch.tensor(r) for r in rows], torch.tensor(starts), None)
         self.pad_id = pad_id
 
     def batch(
