@@ -64,9 +64,9 @@ def layer_groups(
         raise ModelError(f"parameter '{lazy}' has no shape yet: send one batch through the network first")
     if splitter is not None: return _build(model, _split(model, params, splitter), None)
     prefix, inner = see_through(model)
-    target, rank, why = model, *first_use(model, example)
+    rank, why = first_use(model, example)
     if rank is None and inner is not model:  # a wrapper's inputs are its author's choice; the model inside is of a known kind
-        rank, other = first_use(inner)
+        rank, _ = first_use(inner)
         if rank is not None: rank = {prefix + n: i for n, i in rank.items()}
     if rank is None: _warn(model, why)
     return _build(model, [(u.name, u.params) for u in cut(model, granularity, rank=rank)], rank)
@@ -97,7 +97,7 @@ def _add_modules(model, groups):
     "Give every module to the group that holds all its parameters; those without parameters go where their name points."
     home = {n: i for i, g in enumerate(groups) for n, _ in g.named_params}
     same = {id(p): i for i, g in enumerate(groups) for p in g.params}  # a tied weight counts under each of its names
-    below, begins, order, last = {}, {}, [], None
+    begins, order, last = {}, [], None
     for name, m in model.named_modules():
         found = {same[id(p)] for p in m.parameters()}
         if len(found) == 1: groups[found.pop()].modules.append(m)

@@ -8,23 +8,22 @@ __all__ = ['ARCHITECTURE', 'STAGES', 'GROUP', 'world_tokenizer', 'world_model', 
            'plot_reading', 'main']
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #3f665547
-import json, math, sys
+import json, sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
-from ..core.errors import FileError
-from ..core.files import content_hash, load_tensors, read_json, save_tensors, sha256, write_json, write_text
+from ..core.files import read_json, save_tensors, sha256, write_json, write_text
 from ..core.progress import progress
 from ..core.seeds import rng, set_seed
 from ..models.hub import import_text
-from .loop import load_optimisers, optimiser_tensors, run_command
-from ..retrieval.examine import FEW, GATE, READING, base_questions, examine, questions_of, release_gate
+from .loop import SavedRun, check_loss, load_optimisers, optimiser_tensors, run_command
+from ..retrieval.examine import FEW, READING, base_questions, examine, questions_of, release_gate
 from ..retrieval.generate import Generator, load_lm
-from ..worlds.reading import (ANSWER, ASK, DOC, END, PAD, SPECIALS, UNSEEN, Difficulty, answer_text, example,
-                                        prompt, strange_words, training_words, vocabulary)
+from ..worlds.reading import ANSWER, ASK, DOC, END, PAD, SPECIALS, UNSEEN, Difficulty, answer_text, example, prompt, strange_words, training_words, vocabulary
 from ..worlds.world import World, ask, base_world
 from ..training.learner import pick_device
 
@@ -74,8 +73,8 @@ class Stage:
     reading:float = .8  # share of examples to read
     biographies:float = .08  # share of passages of the base world; the rest are questions about it without a passage
     firm:float = .5  # share of the steps after which it is as hard as at its end
-    peak:float = 1.  # share of the peak rate
-    fall:float = 0.  # share of the steps in which the rate falls to nothing
+    peak:float = 1.  # share of the peak learning rate
+    fall:float = 0.  # share of the steps in which the learning rate falls to zero
 
 _MANY = (1, 2, 3, 4, 5, 6, 8, 10)
 _ROUGH = dict(noise=.3, rough=.5, gaps=.3)
@@ -84,7 +83,7 @@ def _read(passages, unknown, two_hop, **strange):
 def _again(steps, peak, difficulty): return Stage(steps, difficulty, difficulty, peak=peak, fall=.95)
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #3c1cd0af
-# bare records; from records to prose; more look-alikes; then, each with a rate that rises once more: strange words, and
+# bare records; from records to prose; more look-alikes; then, each with a learning rate that rises once more: strange words, and
 # questions that are built like other questions
 STAGES = (
     Stage(4000, Difficulty((2, 4), (1,), 1., 1., .2, 0., 0.), Difficulty((2, 4), (1, 2), .8, 1., .2, .02, 0.), .9, 1., 0.),
@@ -178,11 +177,11 @@ def optimisers(model, peak):
 def rate_share(
     stage:Stage,
     t, # 0..1, how far the stage is
-    step, # since the rate rose from nothing
+    step, # since the learning rate rose from zero
     *,
     warm=50, # steps of rising
-):
-    "Share of the peak rate."
+) -> float: # 0..1
+    "Share of the peak learning rate."
     return stage.peak*min(1., (step + 1)/warm, (1 - t)/stage.fall if stage.fall else 1.)
 
 def _pack(model, opts): return {f"model/{n}": p for n, p in model.named_parameters()} | optimiser_tensors(model, *opts)
@@ -193,7 +192,7 @@ def _unpack(tensors, model, opts):
     load_optimisers(tensors, model, *opts)
 
 def _look(model, tok, stage, world, n):
-    "How well it reads at the end of the stage (in prose), five look-alikes, and the base by heart. Names are others than the release gate's: a look decides when a stage ends."
+    "Exact match at the end of the stage (in prose), among five look-alikes, and on the base; names are not the gate's."
     reader = Generator(model, tok)
     plain = replace(stage.end, records=0., unknown=0., two_hop=0., noise=0., rough=0., gaps=0.)
     def exact(difficulty): return examine(reader, questions_of(difficulty, n, part="new"))["exact"]
@@ -206,69 +205,92 @@ def pretrain(
     steps=None, # at most, in all stages together; None for as many as they have
     *,
     seed=0, # decides initial weights and every example
-    stages=STAGES,
+    stages=STAGES, # list of Stage
     architecture=None, # of `world_model`
-    peak=4e-3, # highest rate
+    peak=4e-3, # highest learning rate
     base=None, # arguments of the world that is learned by heart; None for `base_world`
     save_every=200, # steps between two saves
-    look_every=500, # steps between two looks at how well it reads
-    look_at=150, # questions a look
-    gate_at=300, # questions a line of the release gate
-    stop_after=None, # steps to do now at most; None for all
+    look_every=500, # steps between two tests of how well it reads
+    look_at=150, # questions per test
+    gate_at=300, # questions per line of the release gate
+    stop_after=None, # steps to do now, at most; None for all
     device="auto", # "auto", "cpu", "cuda" or "mps"
-    quiet=False, # no progress bar
-): # -> dict of results, or None if stopped before the end
-    "Pre-train, or go on with, the reader in `out`; ends by writing model.safetensors (fp16), config.json, the tokeniser's files and README.md."
+    quiet=False, # no progress bar?
+) -> dict|None: # results; None if stopped before the end
+    "Pre-train the reader in `out`, or resume it; ends by writing model.safetensors (fp16), config.json, tokeniser and README.md."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     if steps: stages = [replace(s, steps=max(1, round(s.steps*steps/sum(s.steps for s in stages)))) for s in stages]
-    tok, world, state, device = (world_tokenizer(), World(**base) if base else base_world(), out/"state.safetensors",
-                                 pick_device(device))
+    tok, world = world_tokenizer(), World(**base) if base else base_world()
     run = dict(stages=[asdict(s) for s in stages], architecture=architecture or ARCHITECTURE, peak=peak, seed=seed,
                base=dict(size=world.size, part=world.part, seed=world.seed), words=len(tok))
-    name = content_hash(json.loads(json.dumps(run)))
     set_seed(seed)
-    model = world_model(tok, architecture).to(device)
-    # k: number of the stage, first: its first step, seen: tokens
-    opts, log, texts, step, k, first, seen = optimisers(model, peak), [], [], 0, 0, 0, 0
-    if state.exists():
-        tensors, meta = load_tensors(state)
-        if meta.get("run") == name:
-            _unpack(tensors, model, opts); step, k, first, seen, log = json.loads(meta["at"])
-            if not quiet: print(f"going on at step {step}, stage {k + 1}", file=sys.stderr)
-    begin, total = step, sum(s.steps for s in stages)
-    def going():
-        while k < len(stages) and (stop_after is None or step < begin + stop_after): yield step
-    for _ in progress(going(), total - step, what="pre-training", quiet=quiet):
-        stage, t = stages[k], (step - first)/stages[k].steps
-        in_group = (step - first) % GROUP
-        if not texts or not in_group:
-            texts = batches_of(stage, step - in_group, (step - first - in_group)/stage.steps, tok, world, seed)
-        ids, weights = token_batch(tok, texts[in_group])
-        for o in opts:
-            for g in o.param_groups:
-                g["lr"] = peak*rate_share(stage, t, step - first if k and stages[k - 1].fall else step)
-        model.train()
-        loss = weighted_loss(model, ids.to(device), weights.to(device))
-        if not math.isfinite(loss.item()):
-            raise FileError(f"the loss became {loss.item()} at step {step}; lower the rate (peak={peak})")
-        for o in opts: o.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
-        for o in opts: o.step()
-        step, seen = step + 1, seen + int((ids != tok.pad_token_id).sum())
-        done = step - first >= stage.steps
-        if done or (step - first) % look_every == 0:
-            log.append(dict(step=step, stage=k + 1, tokens=seen, loss=round(loss.item(), 4),
-                            **_look(model, tok, stage, world, look_at)))
-            if not quiet: print(log[-1], file=sys.stderr)
-            # Left early only once its examples have been as hard as they get.
-            if done or (log[-1]["stage_end"] >= stage.enough and t >= stage.firm): k, first = k + 1, step
-        if step % save_every == 0 or k == len(stages) or step == begin + (stop_after or -1):
-            save_tensors(state, _pack(model, opts), meta={"run": name, "at": json.dumps([step, k, first, seen, log])})
-    if k < len(stages): return None
-    _ship(out, model, tok, run, dict(steps=step, tokens=seen), log, gate_at)
-    state.unlink()
+    model = world_model(tok, architecture).to(pick_device(device))
+    training = _Training(model, tok, world, stages, peak, seed, SavedRun(out, run, quiet=quiet))
+    if not training.go(stop_after, save_every, look_every, look_at, quiet): return None
+    _ship(out, model, tok, run, dict(steps=training.step, tokens=training.seen), training.log, gate_at)
+    training.saved.remove()
     return read_json(out/"config.json")["results"]
+
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #f029798e
+class _Training:
+    "The reader, its optimisers, and where in the stages it is."
+    def __init__(self, model, tok, world, stages, peak, seed, saved):
+        self.model, self.tok, self.world, self.stages, self.peak, self.seed = model, tok, world, stages, peak, seed
+        self.opts, self.saved, self.texts = optimisers(model, peak), saved, []
+        self.step = self.k = self.first = self.seen = 0  # k: number of the stage, first: its first step, seen: tokens
+        self.log, (tensors, at) = [], saved.load()
+        if at:
+            _unpack(tensors, model, self.opts)
+            for k, v in at.items(): setattr(self, k, v)
+
+    def go(self, stop_after, save_every, look_every, look_at, quiet):
+        "Train; is it finished?"
+        begin, total = self.step, sum(s.steps for s in self.stages)
+        def going():
+            while self.k < len(self.stages) and (stop_after is None or self.step < begin + stop_after): yield self.step
+        for _ in progress(going(), total - self.step, what="pre-training", quiet=quiet):
+            stage, t = self.stages[self.k], (self.step - self.first)/self.stages[self.k].steps
+            loss = self.one_step(stage, t)
+            done = self.step - self.first >= stage.steps
+            if done or (self.step - self.first) % look_every == 0: self.look(stage, t, loss, done, look_at, quiet)
+            over = self.k == len(self.stages)
+            if self.step % save_every == 0 or over or self.step == begin + (stop_after or -1): self.save()
+        return self.k == len(self.stages)
+
+    def save(self):
+        "Keep where the training is."
+        at = dict(step=self.step, k=self.k, first=self.first, seen=self.seen, log=self.log)
+        self.saved.save(_pack(self.model, self.opts), **at)
+
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #de86202b
+@patch
+def one_step(self:_Training, stage, t):
+    "One update; the loss."
+    in_group, device = (self.step - self.first) % GROUP, next(self.model.parameters()).device
+    if not self.texts or not in_group:
+        at = (self.step - self.first - in_group)/stage.steps
+        self.texts = batches_of(stage, self.step - in_group, at, self.tok, self.world, self.seed)
+    ids, weights = token_batch(self.tok, self.texts[in_group])
+    since = self.step - self.first if self.k and self.stages[self.k - 1].fall else self.step
+    for o in self.opts:
+        for g in o.param_groups: g["lr"] = self.peak*rate_share(stage, t, since)
+    self.model.train()
+    loss = weighted_loss(self.model, ids.to(device), weights.to(device))
+    check_loss(loss.item(), self.step, peak=self.peak)
+    for o in self.opts: o.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.)
+    for o in self.opts: o.step()
+    self.step, self.seen = self.step + 1, self.seen + int((ids != self.tok.pad_token_id).sum())
+    return loss.item()
+
+@patch
+def look(self:_Training, stage, t, loss, done, n, quiet):
+    "Test how well it reads, and decide whether the stage is over."
+    read = _look(self.model, self.tok, stage, self.world, n)
+    self.log.append(dict(step=self.step, stage=self.k + 1, tokens=self.seen, loss=round(loss, 4), **read))
+    if not quiet: print(self.log[-1], file=sys.stderr)
+    if done or (read["stage_end"] >= stage.enough and t >= stage.firm): self.k, self.first = self.k + 1, self.step
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #25966838
 def never_met(tok):
@@ -313,19 +335,19 @@ def card(config):
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #85715310
 _CARD = """# world_lm
 
-A causal language model that reads: of several passages it finds the one that a question is about and says what stands there. Transformers' Lfm2 architecture ({layers} layers, hidden size {hidden},
+A causal language model that reads: among several passages it finds the one that a question is about and says what it states. Transformers' Lfm2 architecture ({layers} layers, hidden size {hidden},
 {words:,} words, {parameters:,} parameters); it loads with `AutoModelForCausalLM` and its chat template takes `documents`.
 
-- **Data.** Made without end by `finetune_nb.worlds.reading`: fictional people, places, organisations and things, new ones in every example, and one fixed world of about {facts} facts that it knows by heart.
-- **Recipe.** {steps:,} steps, {tokens:,} tokens, Muon and AdamW, peak rate {peak}, seed {seed}: bare records first, then prose, then up to ten similar passages, then words that mean nothing and borrowed phrasings.
+- **Data.** Generated without limit by `finetune_nb.worlds.reading`: fictional people, places, organisations and things, new ones in every example, and one fixed world of about {facts} facts that it knows by heart.
+- **Recipe.** {steps:,} steps, {tokens:,} tokens, Muon and AdamW, peak learning rate {peak}, seed {seed}: bare records first, then prose, then up to ten similar passages, then words that mean nothing and borrowed phrasings.
   `python -m finetune_nb.pretraining.world_lm` remakes it.
 - **Good for.** Experiments with retrieval, fine-tuning and both, on a laptop. **Bad for.** Anything in real English: it knows no other words.
-- **Licence.** Apache-2.0. Nothing of others is contained.
+- **Licence.** Apache-2.0. It contains no third-party material.
 - **sha256 of model.safetensors.** {sha256}
 
 ## Release gate
 
-Exact match on names and facts that the training never saw (but for the base), from the shipped file.
+Exact match on names and facts that the training never saw (apart from the base), from the shipped file.
 
 | line | value | 95 % interval | asked | passed |
 |---|---|---|---|---|
@@ -339,15 +361,18 @@ Exact match on names and facts that the training never saw (but for the base), f
 """
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #2b7b041f
-def plot_reading(config, ax=None):
-    "How the reader came to read: exact match over the tokens seen."
+def plot_reading(
+    config:dict, # of config.json
+    ax=None, # matplotlib axes
+): # -> matplotlib axes
+    "Exact match over the tokens seen in pre-training."
     import matplotlib.pyplot as plt
-    from finetune_nb.core.figures import COLOURS, percent_limits
+    from finetune_nb.core.figures import percent_limits, style
     if ax is None: ax = plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
-    log = config["log"]
-    for (k, label), c, m in zip((("stage_end", "its own stage's examples"), ("five", "5 look-alikes, prose"),
-                                 ("base", "base facts by heart")), COLOURS, "os^"):
-        ax.plot([r["tokens"]/1e6 for r in log], [100*r[k] for r in log], color=c, marker=m, ms=4, label=label)
+    log, lines = config["log"], (("stage_end", "its own stage's examples"), ("five", "5 look-alikes, prose"),
+                                 ("base", "base facts by heart"))
+    for i, (k, label) in enumerate(lines):
+        ax.plot([r["tokens"]/1e6 for r in log], [100*r[k] for r in log], ms=4, label=label, **style(i))
     for a, b in zip(log, log[1:]):
         if a["stage"] != b["stage"]: ax.axvline(a["tokens"]/1e6, color="#888888", lw=.8, ls="--")
     ax.set_xlabel("tokens seen, millions (dashed: next stage)"); ax.set_ylabel("exact match, %"); ax.grid(alpha=.25)
@@ -358,7 +383,7 @@ def plot_reading(config, ax=None):
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #ac61a97b
 def main():
     "Remake the bundled checkpoint; `make pretrained` runs this."
-    return run_command("world_lm", pretrain, sum(s.steps for s in STAGES), .35, 1)
+    return run_command("world_lm", pretrain, steps=sum(s.steps for s in STAGES), seconds=.35, threads=1)
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #2d63bc0e
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

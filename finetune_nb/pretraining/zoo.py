@@ -10,7 +10,6 @@ import json, sys, unicodedata
 from pathlib import Path
 
 from ..core.errors import FinetuneError, unknown_name
-from ..core.files import read_json
 from ..models.load import BUNDLED
 from .glyph_resnet import pretrain
 from .photos import card as photo_card, photo_source
@@ -59,16 +58,16 @@ ZOO = {
 def make(
     name, # one of `ZOO`
     root=BUNDLED, # folder that holds the checkpoints
-    **kwargs, # dials of `pretrain` to change
+    **kwargs, # arguments of `pretrain` to change
 ): # -> dict of results, or None if stopped before the end
     "Pre-train the network `name`, or go on with it, in `root/name`."
     if name not in ZOO: raise FinetuneError(unknown_name("network of the zoo", name, ZOO))
     data = ZOO[name]["data"]
-    dials = {k: v for k, v in ZOO[name].items() if k != "data"} | dict(save_every=50) | kwargs
+    how = {k: v for k, v in ZOO[name].items() if k != "data"} | dict(save_every=50) | kwargs
     # Both take a while to make: not for a caller who brings others.
-    if data == "photos" and "source" not in dials: dials["source"] = photo_source()
-    if data != "photos" and "chars" not in dials: dials["chars"] = zoo_chars(data)
-    return pretrain(Path(root)/name, **dials, write_card=lambda config: card(name, config))
+    if data == "photos" and "source" not in how: how["source"] = photo_source()
+    if data != "photos" and "chars" not in how: how["chars"] = zoo_chars(data)
+    return pretrain(Path(root)/name, **how, write_card=lambda config: card(name, config))
 
 # %% ../../nbs/api/pretraining/02_zoo.ipynb #cf8d4b0d
 def card(
@@ -94,7 +93,7 @@ classifier, which the file keeps.
 
 - **Data.** {classes} characters ({data}) in the DejaVu and STIX fonts that matplotlib ships, {drawings:,} {how}. No digit, nothing
   that looks like one, no Georgian or Armenian letter.
-- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
+- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak learning rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
   decay, seed {seed}, one thread. No dial was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
 - **Result.** {accuracy:.1%} of training drawings and {accuracy_unseen_drawings:.1%} of drawings never trained on are named rightly, out of {classes}, under the
   distortion it was trained with: not comparable between networks with other classes.

@@ -10,7 +10,7 @@ __all__ = ['SUFFIXES', 'CHUNKS', 'import_rag', 'check_passages', 'named', 'read_
 # %% ../../nbs/api/retrieval/00_documents.ipynb #b50fd8c2
 import csv, importlib, io, logging, re, unicodedata
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import FileError, ModelError, TaskError, unknown_name

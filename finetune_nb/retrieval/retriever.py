@@ -457,8 +457,8 @@ def plot_growth(
         axes[2].plot(t.passages, t.memory_mb, **looks[how])
         axes[3].plot(t.passages, 100*t[recall], **looks[how])
     titles = ("Building", "A question (a change: dashed)", "Indexes in memory", recall)
-    for ax, title, unit in zip(axes, titles, ("seconds", "milliseconds", "MB", f"{recall}, %")):
-        ax.set(xscale="log", xlabel="passages", ylabel=unit, title=title)
+    for ax, title, label in zip(axes, titles, ("seconds", "milliseconds", "MB", f"{recall}, %")):
+        ax.set(xscale="log", xlabel="passages", ylabel=label, title=title)
         ax.grid(alpha=.3, which="both" if ax is axes[3] else "major")
         if ax is not axes[3]: ax.set_yscale("log")
     axes[3].set_ylim(0, 100); percent_limits(axes[3]); axes[0].legend()

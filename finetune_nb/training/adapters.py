@@ -9,7 +9,6 @@ __all__ = ['lora_targets', 'add_lora', 'has_lora', 'trainable_share', 'merge_lor
 # %% ../../nbs/api/training/04_adapters.ipynb #103cedb0
 from pathlib import Path
 
-import torch
 import torch.nn as nn
 
 from ..core.errors import FileError, ModelError

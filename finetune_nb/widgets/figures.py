@@ -7,8 +7,6 @@ __all__ = ['GREY', 'MONTHS', 'DAYS', 'FIGURES', 'layer_rates', 'unfreezing', 'la
            'rag_or_finetuning']
 
 # %% ../../nbs/api/widgets/03_figures.ipynb #33a4bc47
-import math
-
 import numpy as np
 
 from ..core.errors import FinetuneError

@@ -7,7 +7,7 @@ __all__ = ['STAGES', 'ROWS', 'Tutorial', 'read_tutorial', 'read_series', 'spoken
            'series_table', 'plot_path', 'progress_table', 'progress_line']
 
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #497c893b
-import json, re
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
