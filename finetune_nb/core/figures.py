@@ -78,8 +78,7 @@ def dots_and_intervals(
     filled=True, # False for hollow markers, or one value per row
 ) -> None:
     "Draw each mean as a marker and its interval as a bar."
-    at = list(range(len(rows)) if at is None else at)
-    looks = _looks(looks, names, len(rows))
+    at, looks = list(range(len(rows)) if at is None else at), _looks(looks, names, len(rows))
     filled = [filled]*len(rows) if isinstance(filled, bool) else filled
     def draw(x, y, **kw): return ax.plot(*((x, y) if horizontal else (y, x)), **kw)
     if line: draw([math.nan if r[0] is None else r[0] for r in rows], at, color=looks[0]["color"], ls=line, lw=1.4)

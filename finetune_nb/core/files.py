@@ -66,7 +66,7 @@ def read_yaml(
     what="settings", # name of the thing, for messages
     *,
     error=FileError, # class of the errors
-): # -> (dict, where it came from, for messages)
+) -> tuple: # (dict, where it came from, for messages)
     "Read 'field: value' lines from a file or from text; anything else is one clear line."
     import yaml
     text, where = source, what

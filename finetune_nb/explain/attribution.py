@@ -8,6 +8,7 @@ __all__ = ['BASELINES', 'pick_items', 'Attribution', 'cam_layers', 'gradcam', 'w
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #e7a91832
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,13 +16,16 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..core.errors import FinetuneError, ModelError, unknown_name
-from ..core.figures import COLOURS
+from ..core.figures import dots_and_intervals, style
 from ..core.seeds import rng
 from .layers import group_outputs, need_learner, snapshot, split_dl, weights_of
 from ..models.architecture import compute_threads, threads_for
 from ..models.text import AWDClassifier, TransformersClassifier
 from ..experiments.stats import mean_ci
 from ..training.score import eval_mode
+
+# %% ../../nbs/api/explain/01_attribution.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #b0592d8b
 def _captum():
@@ -36,7 +40,7 @@ def pick_items(
     index, # positions in the split
     *,
     split="valid", # "train" (the labelled items), "valid", "test" or a shift
-): # -> (inputs as the network gets them, int64 labels [B])
+) -> tuple: # (inputs as the network gets them, int64 labels [B])
     "Some items of a split as one batch."
     dl = split_dl(learn, split)
     index = torch.as_tensor(list(index))
@@ -58,7 +62,7 @@ class Attribution:
     base:np.ndarray  # its logit for the baseline; None for Grad-CAM, which has none
     predicted:list  # class that the network chose
     classes:list  # names
-    tokens:list = None  # texts: list of pieces of each
+    tokens:list = None  # texts: list of tokens of each
     images:np.ndarray = None  # pictures: [B, H, W, C] in 0 to 1, for drawing
 
     def gap(self):
@@ -68,7 +72,7 @@ class Attribution:
         return self.values.reshape(len(self.values), -1).sum(1) - (self.score - self.base)
 
     def plot(self, labels=None, n=8):
-        "A gallery: pictures with their maps below, or texts with coloured pieces (orange speaks for the class, purple against it)."
+        "A gallery: pictures with their maps below, or texts with coloured tokens (orange speaks for the class, purple against it)."
         return (_plot_images if self.tokens is None else _plot_texts)(self,
                                                                       None if labels is None else np.asarray(labels), n)
 
@@ -158,7 +162,7 @@ def _grid(t, model):
 def cam_layers(
     learn, # a learner for images
     x, # a batch
-): # -> dict: name of a group -> (module, cells a side), input side first
+) -> dict: # name of a group -> (module, cells per side), input side first
     "The layer groups that have feature maps Grad-CAM could use."
     x = x[:2] if len(x) > 1 else x.expand(2, *x.shape[1:])
     def side(t): return min(m.shape[-2:]) if (m := _grid(t, learn.model)[0]) is not None else 0
@@ -190,9 +194,9 @@ def gradcam(
     x, # a batch [B, C, H, W] as the network gets it, of `pick_items`
     *,
     target=None, # class to explain: one number for all, or one each; None for the predicted one
-    layer=None, # name of a layer group, path of a module, or a module; None for the last with four cells a side
+    layer=None, # name of a layer group, path of a module, or a module; None for the last with four cells per side
     relu=True, # keep only what speaks for the class?
-): # -> Attribution
+) -> Attribution:
     "Grad-CAM (Selvaraju et al., 2017), enlarged to the size of the picture."
     attr = _captum()
     need_learner(learn)
@@ -225,7 +229,7 @@ def _baseline(learn, x, baseline):
     return ((float(baseline == "white") - mean) / std).expand_as(x)
 
 def _no_text(learn, ids):
-    "Fillers in the place of every piece but the marks of beginning and end."
+    "Fillers in place of every token except the marks of beginning and end."
     tok = learn.model.kit_config["input"]["encode"]
     keep = [tok.ids["xxbos"]] if hasattr(tok, "ids") else [i for k in ("cls", "sep", "bos", "eos")
                                                            if (i := getattr(tok.tok, f"{k}_token_id")) is not None]
@@ -247,8 +251,8 @@ def integrated_gradients(
     # images: "black", "white", "mean" (of the normalisation) or a tensor; texts always start from fillers
     baseline="black",
     steps=128, # of the integral (Gauss-Legendre)
-): # -> Attribution with completeness .gap()
-    "Integrated gradients of a class's logit (Sundararajan et al., 2017); texts: with respect to the word vectors, summed for each piece."
+) -> Attribution: # with completeness .gap()
+    "Integrated gradients of a class's logit (Sundararajan et al., 2017); texts: with respect to the word vectors, summed per token."
     attr, model = _captum(), learn.model
     x, target, predicted, score = _prepare(learn, x, target)
     about = dict(target=target, n_steps=steps, internal_batch_size=max(256, len(x)))
@@ -279,11 +283,11 @@ def _of_texts(attr, learn, x, baseline, about):
         handle = layer.register_forward_hook(lambda m, args, out: vectors)
         try: base = model(x)
         finally: handle.remove()
-    return values, base, dict(tokens=[_pieces(learn, row[m.bool()].tolist()) for row, m in zip(x, model.mask(x))])
+    return values, base, dict(tokens=[_token_names(learn, row[m.bool()].tolist()) for row, m in zip(x, model.mask(x))])
 
 _GRADIENTS = {"image": _of_images, "text": _of_texts}  # modality -> how
 
-def _pieces(learn, ids):
+def _token_names(learn, ids):
     tok = learn.model.kit_config["input"]["encode"]
     return [tok.vocab[i] for i in ids] if hasattr(tok, "vocab") else tok.tok.convert_ids_to_tokens(ids)
 
@@ -307,17 +311,12 @@ def randomisation_test(
     seed=0,
     absolute=False, # compare sizes only, without signs?
     **kwargs, # further arguments of `method`
-): # -> pandas DataFrame: down_to (lowest group shuffled; "none" first), item, similarity (Spearman, -1 to 1); empty maps are left out
+) -> "DataFrame": # down_to (lowest group shuffled; "none" first), item, similarity (Spearman, -1 to 1); empty maps are left out
     "Cascading model randomisation (Adebayo et al., 2018): how alike are the maps while weights are shuffled from the head downwards?"
     import pandas as pd
-    from scipy.stats import rankdata
     first = method(learn, x, **kwargs)
     real = np.ones(first.values.shape, bool) if first.tokens is None else np.arange(first.values.shape[1]) < np.array([
         [len(t)] for t in first.tokens])
-    def alike(a, b, keep):
-        a, b = [rankdata(np.abs(v[keep]) if absolute else v[keep]) for v in (a, b)]
-        # a map without any contrast is like no other
-        return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else 0.
     layer = {} if method is not gradcam else dict(layer=_cam_module(learn, first.inputs, kwargs.pop("layer", None))[0])
     use = [i for i, v in enumerate(first.values) if np.ptp(v[real[i]])]  # an empty map has nothing to lose
     if not use:
@@ -329,9 +328,15 @@ def randomisation_test(
             shuffle_weights(g, seed)
             now = method(learn, first.inputs, target=first.target,
                          **{k: v for k, v in kwargs.items() if k != "target"}, **layer)
-            rows += [dict(down_to=g.name, item=i, similarity=alike(first.values[i], now.values[i], real[i]))
+            rows += [dict(down_to=g.name, item=i, similarity=_alike(first.values[i], now.values[i], real[i], absolute))
                      for i in use]
     return pd.DataFrame(rows)
+
+def _alike(a, b, keep, absolute):
+    "Rank correlation of two maps where `keep` holds; a map without any contrast is like no other."
+    from scipy.stats import rankdata
+    a, b = [rankdata(np.abs(v[keep]) if absolute else v[keep]) for v in (a, b)]
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else 0.
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #a5861f1e
 def plot_randomisation(
@@ -342,10 +347,10 @@ def plot_randomisation(
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(6, 3.2), layout="constrained")[1]
     for i, (name, f) in enumerate(frames.items()):
-        steps = list(dict.fromkeys(f.down_to)); got = [mean_ci(f.loc[f.down_to == s, "similarity"]) for s in steps]
-        half = np.array([[m - lo, hi - m] if lo is not None else [0, 0] for m, lo, hi in got]).T
-        ax.errorbar(np.arange(len(steps)) + .06*i, [m for m, *_ in got], half, color=COLOURS[i % 8],
-                    marker="os^Dv*"[i % 6], ms=5, capsize=3, label=name)
+        steps = list(dict.fromkeys(f.down_to))
+        rows = [mean_ci(f.loc[f.down_to == s, "similarity"]) for s in steps]
+        dots_and_intervals(ax, rows, at=[x + .06*i for x in range(len(steps))], looks=style(i), horizontal=False,
+                           line="-", label=name, size=5)
     ax.axhline(0, color="#444444", lw=.8); ax.set_xticks(range(len(steps)), steps); ax.set_ylim(-.6, 1.05)
     ax.grid(alpha=.25); ax.legend(fontsize=8)
     ax.set_xlabel("shuffled from the head down to this group")

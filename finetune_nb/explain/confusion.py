@@ -7,21 +7,25 @@ __all__ = ['count_matrix', 'most_confused', 'paired_shares', 'Confusions', 'conf
 
 # %% ../../nbs/api/explain/03_confusion.ipynb #e3ea25e9
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import FinetuneError
-from ..core.figures import COLOURS
+from ..core.figures import COLOURS, dots_and_intervals, margin_band
 from .calibration import predict_logits
 from .layers import weights_of
+
+# %% ../../nbs/api/explain/03_confusion.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/explain/03_confusion.ipynb #474af988
 def count_matrix(
     labels, # true classes [N]
     predicted, # chosen classes [N]
     n, # number of classes
-): # -> int64 [n, n]: rows are true, columns chosen
+) -> np.ndarray: # int64 [n, n]: rows are true, columns chosen
     "Confusion matrix of counts."
     y, p = np.asarray(labels, int), np.asarray(predicted, int)
     if y.shape != p.shape or y.ndim != 1:
@@ -38,7 +42,7 @@ def most_confused(
     *,
     k=10, # pairs at most
     both_ways=False, # count a taken for b and b for a as one?
-): # -> pandas DataFrame: true, taken_for, n, share (of the true class; of both with both_ways)
+) -> "DataFrame": # true, taken_for, n, share (of the true class; of both with both_ways)
     "The pairs of classes that are confused most often."
     import pandas as pd
     m = np.array(matrix); np.fill_diagonal(m, 0)
@@ -54,7 +58,7 @@ def paired_shares(
     before, after, # bool [N]: right or not, for the same items
     *,
     z=1.96, # standard errors of the interval
-): # -> (difference after - before, low, high)
+) -> tuple: # (difference after - before, low, high)
     "Difference of two shares on the same items with a 95 % interval (Agresti and Min, 2005)."
     a, b = np.asarray(before, bool), np.asarray(after, bool)
     lost, won, n = (a & ~b).sum() + .5, (~a & b).sum() + .5, len(a) + 2
@@ -93,7 +97,7 @@ def pairs(self:Confusions, k=10, both_ways=False):
 # %% ../../nbs/api/explain/03_confusion.ipynb #a3261fa7
 @patch
 def recall(self:Confusions):
-    "One row a class: items, recall before and after, paired difference with 95 % interval; most gained first."
+    "One row per class: items, recall before and after, paired difference with 95 % interval; most gained first."
     import pandas as pd
     rows = []
     for i, c in enumerate(self.classes):
@@ -147,13 +151,13 @@ def plot_recall(self:Confusions, top=20, ax=None):
     t = self.recall()
     if len(t) > top: t = t.loc[np.sort(t.change.abs().sort_values(ascending=False, kind="stable").index[:top])]
     if ax is None: ax = plt.subplots(figsize=(6, .22*len(t) + 1), layout="constrained")[1]
-    at = np.arange(len(t))
-    for i, (lo, hi) in enumerate(zip(t.low, t.high)):
-        clear = lo > 0 or hi < 0
-        ax.plot([100*lo, 100*hi], [i, i], color=COLOURS[0] if clear else COLOURS[6], lw=2)
-        ax.plot(100*t.change.iloc[i], i, "D" if clear else "o", color=COLOURS[0] if clear else COLOURS[6], ms=5)
-    ax.axvline(0, color="#444444", lw=.8)
-    ax.set_yticks(at, [f"{c} ({n})" for c, n in zip(t["class"], t["items"])], fontsize=8); ax.set_ylim(len(t) - .5, -.5)
+    clear = [lo > 0 or hi < 0 for lo, hi in zip(t.low, t.high)]
+    rows = [tuple(100*x for x in row) for row in zip(t.change, t.low, t.high)]
+    looks = [dict(color=COLOURS[0], marker="D") if c else dict(color=COLOURS[6], marker="o") for c in clear]
+    dots_and_intervals(ax, rows, looks=looks, size=5)
+    margin_band(ax)
+    ax.set_yticks(range(len(t)), [f"{c} ({n})" for c, n in zip(t["class"], t["items"])], fontsize=8)
+    ax.set_ylim(len(t) - .5, -.5)
     ax.grid(axis="x", alpha=.25)
     ax.set_xlabel(
         f"recall, {self.names[1]} minus {self.names[0]}, percentage points\n(95 % interval; grey: includes zero)")
@@ -167,7 +171,7 @@ def confusions(
     *,
     split="test", # "valid", "test" or a shift
     names=("before", "after"), # of the two, for headings
-): # -> Confusions
+) -> Confusions:
     "The answers of two networks, or of one network at two times, to the items of a split."
     logits, y = predict_logits(after, split)
     if isinstance(before, dict):

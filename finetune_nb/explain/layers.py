@@ -10,19 +10,23 @@ __all__ = ['snapshot', 'weights_of', 'need_learner', 'weight_distance', 'group_o
 import warnings
 from collections import Counter
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..core.errors import FinetuneError, ModelError, unknown_name
-from ..core.figures import COLOURS
+from ..core.figures import dots_and_intervals, panels, style
 from ..core.seeds import rng
 from ..models.architecture import compute_threads, threads_for
 from ..experiments.stats import mean_ci
 from ..data.task import MemoryDL
 from ..layers.groups import layer_groups
 from ..training.score import eval_mode
+
+# %% ../../nbs/api/explain/00_layers.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/explain/00_layers.ipynb #22d83fe6
 def snapshot(learn):
@@ -55,7 +59,7 @@ def need_learner(learn):
 def weight_distance(
     groups, # list of LayerGroup of the network as it is now
     before, # made by `snapshot`
-): # -> dict: name of a group -> distance as a share of the start's length; NaN if it started from zero
+) -> dict: # name of a group -> distance as a share of the start's length; NaN if it started from zero
     "Relative L2 distance of each group's weights from where they were."
     out = {}
     for g in groups:
@@ -80,7 +84,7 @@ def group_outputs(
     x, # a batch of at least two inputs
     *,
     fits=lambda t: t.ndim > 1, # which tensors count as an output
-): # -> dict: name of a group -> (module, number of its call in a forward pass, shape of the output)
+) -> dict: # name of a group -> (module, number of its call in a forward pass, shape of the output)
     "The module whose output is the group's: the last of its modules to return."
     home, calls, found = {m: g.name for g in groups for m in g.modules}, Counter(), {}
     def look(m, args, out):
@@ -99,7 +103,7 @@ def pool(
     out, # [B, C, H, W], [B, H, W, C], [B, L, D] or [B, D]
     mask=None, # [B, L]: 1 where the text is; None for all
     *,
-    grid=1, # cells a side that feature maps are averaged in
+    grid=1, # cells per side that feature maps are averaged in
     channels_last=False, # is a 4-d output [B, H, W, C]?
 ): # -> [B, D]
     "One vector an item: the mean over its places."
@@ -116,7 +120,7 @@ def split_dl(
     split="valid", # "train" (the labelled items), "valid", "test" or a shift
     *,
     limit=0, # the first so many of a fixed shuffle; 0 for all
-): # -> MemoryDL, in order and without augmentation
+) -> MemoryDL: # in order and without augmentation
     "The items of a split as the network gets them in evaluation."
     need_learner(learn)
     input, device = learn.model.kit_config["input"], next(learn.model.parameters()).device
@@ -133,8 +137,8 @@ def activations(
     *,
     groups=None, # list of LayerGroup; None for the learner's
     limit=512, # items at most; 0 for all
-    grid=1, # cells a side that feature maps are averaged in
-): # -> (dict: group -> float32 array [N, D], labels int64 [N])
+    grid=1, # cells per side that feature maps are averaged in
+) -> tuple: # (dict: group -> float32 array [N, D], labels int64 [N])
     "The pooled output of every layer group for the items of a split, in evaluation mode."
     dl, model, groups = split_dl(learn, split, limit=limit), learn.model, groups or learn.groups
     last, taps, parts, calls, mask = getattr(model, "output_fmt", None) == "NHWC", None, {}, Counter(), None
@@ -164,7 +168,7 @@ def cka(
     y, # activations of the same items [N, D2]
     *,
     unbiased=True, # take the bias of few items out? needs four items
-): # -> 1 for the same up to rotation and scale, about 0 for unrelated; NaN if one does not vary
+) -> float: # 1 for the same up to rotation and scale, about 0 for unrelated; NaN if one does not vary
     "Linear centred kernel alignment (Kornblith et al., 2019)."
     x, y = [np.asarray(a, np.float64) for a in (x, y)]
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
@@ -190,7 +194,7 @@ def probe(
     x_valid, y_valid, # those to score on
     *,
     C=1.0, # inverse strength of the penalty; fixed, so that nothing is chosen by looking
-): # -> accuracy, 0..1
+) -> float: # accuracy, 0..1
     "Accuracy of logistic regression on standardised activations (linear probes: Alain and Bengio, 2016)."
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -209,10 +213,10 @@ def layer_changes(
     *,
     granularity=None, # "stage", "block" or "layer"; None for the learner's own groups
     limit=512, # items of a split at most that activations are taken of; 0 for all
-    grid=1, # cells a side that feature maps are averaged in
+    grid=1, # cells per side that feature maps are averaged in
     unbiased=True, # which CKA
     probes=True, # fit linear probes? the slowest part
-): # -> pandas DataFrame, one row a group: layer, parameters, moved, cka, probe_before, probe_after
+) -> "DataFrame": # one row per group: layer, parameters, moved, cka, probe_before, probe_after
     "For each layer group: relative weight distance, CKA of the validation activations before and after, accuracy of linear probes before and after."
     import pandas as pd
     need_learner(learn)
@@ -233,37 +237,35 @@ def layer_changes(
     return pd.DataFrame([row(g) for g in groups])
 
 # %% ../../nbs/api/explain/00_layers.ipynb #f25831d0
-def _band(frame, column, layers):
-    "Mean and half-widths of the t interval of a column for each layer."
+def _band(frame, column, layers, scale=1):
+    "(mean, low, high) of a column for each layer."
     values = [[v for v in frame.loc[frame.layer == l, column] if v == v] for l in layers]
     got = [mean_ci(v) if v else (np.nan, None, None) for v in values]
-    return (np.array([m for m, *_ in got]),
-            np.array([[m - lo, hi - m] if lo is not None else [0, 0] for m, lo, hi in got]).T)
+    return [tuple(None if x is None else scale*x for x in row) for row in got]
 
 # %% ../../nbs/api/explain/00_layers.ipynb #5febee5a
 def plot_layers(
     frame, # a table of `layer_changes`, or several with columns `arm` and `seed`
-    figsize=None,
+    figsize=None, # inches; None for 4 x 3.3 per plot
 ): # -> matplotlib axes
-    "Weight distance, CKA and probe accuracy over the layers, input side left; mean and 95 % interval if there are several seeds."
-    import matplotlib.pyplot as plt
+    "Weight distance, CKA and probe accuracy over the layers, input side left; 95 % intervals over seeds."
     if lost := [c for c in ("layer", "moved", "cka") if c not in frame]:
         raise FinetuneError(unknown_name("column", lost[0], frame.columns) + ". Give a table of layer_changes")
     layers, probes = list(dict.fromkeys(frame.layer)), "probe_after" in frame
     arms = list(frame.groupby("arm", sort=False)) if "arm" in frame else [("", frame)]
-    axes = np.atleast_1d(plt.subplots(1, 2 + probes, figsize=figsize or (4*(2 + probes), 3.3), layout="constrained")[1])
+    axes = panels(2 + probes, size=(4, 3.3) if figsize is None else (figsize[0]/(2 + probes), figsize[1]))
     columns = [("moved", "distance of the weights\n(share of their length at the start)"),
                ("cka", "CKA, before against after"), ("probe_after", "probe accuracy on validation, %")]
     at = np.arange(len(layers))
     for ax, (column, label) in zip(axes, columns):
         scale = 100 if column == "probe_after" else 1
         for i, (arm, part) in enumerate(arms):
-            m, half = _band(part, column, layers)
-            ax.errorbar(at + .1*(i - (len(arms) - 1)/2), scale*m, scale*half, color=COLOURS[i % 8],
-                        marker="os^Dv*"[i % 6], ms=5, lw=1.5, capsize=2, label=arm or "after")
+            rows = _band(part, column, layers, scale)
+            dots_and_intervals(ax, rows, at=at + .1*(i - (len(arms) - 1)/2), looks=style(arm or 0), horizontal=False,
+                               line="-", label=arm or "after", size=5)
         if column == "probe_after":
-            ax.plot(at, 100*_band(arms[0][1], "probe_before", layers)[0], color="#666666", ls="--", marker="x",
-                    label="before")
+            before = [m for m, *_ in _band(arms[0][1], "probe_before", layers, 100)]
+            ax.plot(at, before, color="#666666", ls="--", marker="x", label="before")
         ax.set_ylabel(label); ax.set_xticks(at, layers, rotation=30, ha="right"); ax.grid(alpha=.25)
     axes[0].set_ylim(bottom=0); axes[1].set_ylim(top=1.03)
     axes[-1].legend(fontsize=8)

@@ -34,6 +34,7 @@ def untouched(
         finally:
             for f in back: f()
 
+# %% ../../nbs/api/layers/01_execution_order.ipynb #abb793f2
 def _keep_modules(model):
     "Remember modes, attributes and parts of all modules; a function that puts them back."
     tables = "_parameters", "_buffers", "_modules"
@@ -90,6 +91,7 @@ def _image_inputs(model, convs, floats):
             sides = size if isinstance(size, tuple) else (size,)*dims
             yield (_noise(1, channels, *sides, floats),), {}
 
+# %% ../../nbs/api/layers/01_execution_order.ipynb #5c783c30
 def _token_inputs(model, convs, owner, device):
     "Rows of token ids, where the network begins with an embedding table."
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
@@ -185,7 +187,7 @@ def trace(
     args=(), # positional arguments of its forward
     *,
     kwargs=None, # keyword arguments of its forward
-): # -> dict, parameter name -> rank of its first use (0, 1, ...); unused ones are missing
+) -> dict: # parameter name -> rank of its first use (0, 1, ...); unused ones are missing
     "Run `model` once and see in which order it uses its parameters."
     names, hooks, simple, owners = {id(p): n for n, p in model.named_parameters()}, [], set(), Counter()
     with untouched(model):
@@ -199,8 +201,10 @@ def trace(
             with watch: model(*args, **(kwargs or {}))
         finally:
             for h in hooks: h.remove()
-    # Weights may be copied before the network runs (AWD-LSTM does), so a use counts from the call of the owner on. If no
-    # operation showed the weight then, the call itself counts, except for a module with parts of its own, which is called
+    # Weights may be copied before the network runs (AWD-LSTM does), so a use counts from the call of the owner on. If
+    # no
+    # operation showed the weight then, the call itself counts, except for a module with parts of its own, which is
+    # called
     # long before. Any owner of a tied weight may be the last one to be called.
     seen = watch.any | {i: t for i, t in (watch.called | watch.used).items()
                         if owners[i] == 1 and (i in simple or i in watch.used)}
@@ -212,7 +216,7 @@ _KNOWN = WeakKeyDictionary()  # model -> (ids of its parameters, order or None, 
 def first_use(
     model, # any nn.Module
     example=None, # an input: a tensor, a tuple of arguments or a dict of keyword arguments; None to guess one
-): # -> (dict parameter name -> rank, or None; str reason if None)
+) -> tuple: # (dict parameter name -> rank, or None; str reason if None)
     "The order in which `model` uses its parameters, or the reason why it could not be found."
     mark = tuple((n, id(p)) for n, p in model.named_parameters())
     had = _KNOWN.get(model)

@@ -8,6 +8,7 @@ __all__ = ['NORM_POLICIES', 'DROPOUT_POLICIES', 'PARTS', 'train', 'is_held', 'fr
 
 # %% ../../nbs/api/layers/05_freeze.ipynb #b59df386
 from types import MethodType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
@@ -15,6 +16,9 @@ from fastai.learner import Learner
 
 from ..core.errors import RecipeError, unknown_name
 from .groups import layer_groups, pick_groups
+
+# %% ../../nbs/api/layers/05_freeze.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/layers/05_freeze.ipynb #18460b61
 def train(self:nn.Module, mode=True) -> nn.Module:
@@ -144,7 +148,7 @@ def trainability_report(
     granularity="stage", # of the groups, if the learner has none of its own
     *,
     norm=None, # norm policy of what is frozen; None for what `freeze_groups` was told, or "frozen"
-): # -> pandas DataFrame, one row per group
+) -> "DataFrame": # one row per group
     "What would train in every group as training begins; contradictions raise `RecipeError`."
     import pandas as pd
     model, groups = learn.model, getattr(learn, "groups", None) or layer_groups(learn.model, granularity)

@@ -10,6 +10,7 @@ __all__ = ['GRANULARITIES', 'LayerGroup', 'OrderWarning', 'layer_groups', 'group
 import warnings
 from dataclasses import dataclass, field
 from weakref import WeakSet
+from typing import TYPE_CHECKING
 
 import torch.nn as nn
 
@@ -17,6 +18,9 @@ from ..core.errors import ModelError, unknown_name
 from .partition import cut
 from .execution_order import first_use
 from .matchers import head_params, is_norm, name_lists, see_through
+
+# %% ../../nbs/api/layers/03_groups.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/layers/03_groups.ipynb #b5941d88
 @dataclass(eq=False)
@@ -55,7 +59,7 @@ def layer_groups(
     *,
     example=None, # an input (tensor, tuple, or dict of keyword arguments) for the trace; None to guess one
     splitter=None, # a fastai splitter whose lists become the groups, in its own order
-): # -> list of LayerGroup, input side first, a known head last
+) -> list: # of LayerGroup, input side first, a known head last
     "Cut `model` into named groups; every parameter is in exactly one."
     if granularity not in GRANULARITIES: raise ModelError(unknown_name("granularity", granularity, GRANULARITIES))
     params = dict(model.named_parameters())
@@ -65,7 +69,8 @@ def layer_groups(
     if splitter is not None: return _build(model, _split(model, params, splitter), None)
     prefix, inner = see_through(model)
     rank, why = first_use(model, example)
-    if rank is None and inner is not model:  # a wrapper's inputs are its author's choice; the model inside is of a known kind
+    # a wrapper's inputs are its author's choice; the model inside is of a known kind
+    if rank is None and inner is not model:
         rank, _ = first_use(inner)
         if rank is not None: rank = {prefix + n: i for n, i in rank.items()}
     if rank is None: _warn(model, why)
@@ -119,19 +124,20 @@ def _add_modules(model, groups):
 # %% ../../nbs/api/layers/03_groups.ipynb #ce493086
 def groups_table(
     groups, # list of LayerGroup
-): # -> pandas DataFrame, one row a group
+) -> "DataFrame": # one row per group
     "Name, tensors, parameters, share of all parameters, norm layers, and order of first use (empty if not known)."
     import pandas as pd
     total = sum(g.size for g in groups)
     used = sorted(g.first_use for g in groups if g.first_use is not None)
     def row(g):
         first = used.index(g.first_use) if g.first_use is not None else None
-        return dict(group=g.name, tensors=len(g.params), parameters=g.size, share=g.size/total, norms=len(g.norms), first_use=first)
+        return dict(group=g.name, tensors=len(g.params), parameters=g.size, share=g.size/total, norms=len(g.norms),
+                    first_use=first)
     return pd.DataFrame([row(g) for g in groups])
 
 def parameters_table(
     groups, # list of LayerGroup
-): # -> pandas DataFrame, one row a parameter
+) -> "DataFrame": # one row per parameter
     "Which parameter is in which group; edit the column `group` or the order of the rows, then call `regroup`."
     import pandas as pd
     return pd.DataFrame([dict(parameter=n, group=g.name, shape="x".join(map(str, p.shape)), size=p.numel())
@@ -141,7 +147,7 @@ def parameters_table(
 def regroup(
     model, # the network
     table, # DataFrame (or anything it is made from) with columns parameter and group, in the wanted order
-): # -> list of LayerGroup, in the order in which the groups appear
+) -> list: # of LayerGroup, in the order in which the groups appear
     "Groups from an edited `parameters_table`."
     import pandas as pd
     table = pd.DataFrame(table)
@@ -166,7 +172,7 @@ def _some(names): return f"parameter '{names[0]}'" + (f" and {len(names) - 1} mo
 def pick_groups(
     groups, # list of LayerGroup
     which, # "all", "head", "not head", "last 2", "first 2", or a list of names and such words
-): # -> set of names
+) -> set: # of names
     "The names of the groups that `which` means."
     names = [g.name for g in groups]
     if isinstance(which, str) and which not in names:
@@ -190,11 +196,12 @@ def param_groups(
     *,
     weight_decay=0.01, # for matrices and kernels
     exempt=True, # spare norm layers and whatever has fewer than two dimensions?
-): # -> list of dicts for a torch optimiser: params, lr, weight_decay, name, group
+) -> list: # of dicts for a torch optimiser: params, lr, weight_decay, name, group
     "Torch parameter groups: one per layer group, two where some of it is exempt from weight decay."
     rates = [lr]*len(groups) if isinstance(lr, (int, float)) else list(lr)
     if len(rates) != len(groups):
-        raise ModelError(f"{len(rates)} learning rates for {len(groups)} layer groups ({', '.join(g.name for g in groups)}); "
+        raise ModelError(f"{len(rates)} learning rates for {len(groups)} layer groups "
+                         f"({', '.join(g.name for g in groups)}); "
                          "give one each, or a single number")
     out = []
     for g, rate in zip(groups, rates):

@@ -21,7 +21,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, getattr(nn,
 
 def is_norm(
     module, # any nn.Module
-): # -> bool
+) -> bool:
     "Is this module a normalisation layer, of whatever library?"
     if isinstance(module, NORMS): return True
     if any(True for _ in module.children()) or not (module._parameters or module._buffers): return False
@@ -33,7 +33,7 @@ LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 def see_through(
     model, # any nn.Module
-): # -> (str, nn.Module) beginning of its names, the module that holds the structure
+) -> tuple: # (str, nn.Module) beginning of its names, the module that holds the structure
     "The module inside all wrappers."
     prefix, inner, out = "", model, ("", model)
     while not (is_timm(inner) or is_transformers(inner) or any(True for _ in inner.parameters(recurse=False))):
@@ -55,14 +55,15 @@ def is_transformers(
     m, # any nn.Module
 ) -> bool:
     "Was this network made by transformers?"
-    return hasattr(type(m), "base_model_prefix") and hasattr(m, "config")  # of the class: PEFT passes attributes through
+    # of the class: PEFT passes attributes through
+    return hasattr(type(m), "base_model_prefix") and hasattr(m, "config")
 
 # %% ../../nbs/api/layers/00_matchers.ipynb #02ba415a
 HEADS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "head", "heads", "fc")
 
 def head_params(
     model, # the module inside all wrappers
-): # -> set of parameter names; empty where no head is known
+) -> set: # of parameter names; empty where no head is known
     "The parameters of a network's classifier, or of another output layer."
     names = [n for n, _ in model.named_parameters()]
     tops = [n for n, m in model.named_children() if _owns(m)]
@@ -71,7 +72,8 @@ def head_params(
         base = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
         head = [n for n in tops if (getattr(model, n) is not base if isinstance(base, nn.Module) else n in HEADS)]
         head = tuple(f"{n}." for n in head)
-    elif any(c.__name__ == "SequentialRNN" for c in type(model).__mro__): head = (f"{tops[-1]}.",)  # fastai's text models
+    # fastai's text models
+    elif any(c.__name__ == "SequentialRNN" for c in type(model).__mro__): head = (f"{tops[-1]}.",)
     elif type(model).__module__.startswith("torchvision.models"):
         last = [n for n, m in model.named_modules() if n.split(".")[0] in HEADS and m._parameters and not is_norm(m)]
         head = (f"{last[-1]}.",) if last else ()
@@ -91,7 +93,7 @@ def timm_units(
     granularity, # "stage" or "block"
     *,
     head=(), # names of the head's parameters
-): # -> list of Unit without the head, or None where the family has no useful matcher
+) -> list|None: # of Unit without the head, or None where the family has no useful matcher
     "The pieces that the model's own family describes."
     from timm.models import group_parameters
     try: found = group_parameters(model, model.group_matcher(coarse=granularity == "stage"))
@@ -107,7 +109,7 @@ def timm_units(
 def name_lists(
     lists, # lists of parameter names
     taken=(), # further parameter names, with which no beginning may be shared
-): # -> list of str
+) -> list: # of str
     "A name for each list: the shortest beginning that is its alone and most common in it; 'stem' for a mixed first one."
     shared, out = {}, []
     for i, ns in enumerate([*lists, taken]):
@@ -193,7 +195,7 @@ def structure_units(
     granularity, # "stage", "block" or "layer"
     *,
     head=(), # names of the head's parameters
-): # -> (list of Unit in written order, list of Unit with the own parameters of opened modules)
+) -> tuple: # (list of Unit in written order, list of Unit with the own parameters of opened modules)
     "Pieces of the module tree."
     tree = _Tree(model, granularity, head)
     nodes = tree.opened(*tree.node("", model, 0)) if tree.kids("", model) else [("", model, 0, "")]

@@ -22,7 +22,7 @@ def cut(
     granularity, # "stage", "block" or "layer"
     *,
     rank=None, # parameter name -> order of first use; None for the written order
-): # -> list of Unit, input side first; a known head is last and called "head"
+) -> list: # of Unit, input side first; a known head is last and called "head"
     "Cut a network into pieces."
     prefix, inner = see_through(model)
     all_names, head = [n for n, _ in inner.named_parameters()], head_params(inner)

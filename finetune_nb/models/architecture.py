@@ -33,7 +33,7 @@ def create_model(
 
 def nearby_names(
     name, # what someone typed
-): # -> list of at most eight timm names
+) -> list: # of at most eight timm names
     "A handful of timm names near `name`; the whole list would fill the screen."
     import difflib, timm
     return (difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)

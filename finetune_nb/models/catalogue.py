@@ -8,12 +8,16 @@ __all__ = ['SOURCES', 'measure_model', 'describe_model', 'list_models']
 # %% ../../nbs/api/models/03_catalogue.ipynb #40c0c493
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import FileError, ModelError, unknown_name
 from ..core.files import load_tensors, read_json
 from .architecture import cost, create_model, nearby_names
 from .hub import import_text
 from .load import BUNDLED, built_as, bundled, hub_repository, model_folder, other_kind, timm_config
+
+# %% ../../nbs/api/models/03_catalogue.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/models/03_catalogue.ipynb #c9bd43bb
 def _folder_row(folder, name, source, here=True):
@@ -66,7 +70,7 @@ _KNOWN = {
 
 # %% ../../nbs/api/models/03_catalogue.ipynb #cefdf314
 def _hub_rows():
-    "What lies in the local Hugging Face cache, and a few well-known names. Nothing is asked of the network."
+    "What is in the local Hugging Face cache, and a few well-known names. Nothing is asked of the network."
     from huggingface_hub import constants, scan_cache_dir
     rows = {}
     for name, (kind, _, licence) in _KNOWN.items():
@@ -116,6 +120,7 @@ def measure_model(
     def inputs(model, device): return {"x": torch.zeros(1, i["channels"], i["size"], i["size"], device=device)}
     return cost(lambda: create_model(**arch, **more), inputs)
 
+# %% ../../nbs/api/models/03_catalogue.ipynb #da72003e
 def _transformers_cost(name, config, vision):
     "The cost of a transformers model, from its configuration or from what is known of it."
     import torch
@@ -154,7 +159,7 @@ def list_models(
     source=None, # "bundled", "timm" or "huggingface"; None for all three
     *,
     measure=False, # count parameters and multiply-adds? about half a second per model
-): # -> pandas DataFrame, one row per model
+) -> "DataFrame": # one row per model
     "Pre-trained models by name, without asking the network: bundled, timm's, and well-known or cached ones of the hub."
     import pandas as pd
     if source not in (None, *SOURCES): raise ModelError(unknown_name("source", source, SOURCES))

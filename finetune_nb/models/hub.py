@@ -67,7 +67,7 @@ def config_and_tokenizer(
     offline="auto", # "yes" never asks the network
     *,
     instead="docs_lm", # a bundled model that could do
-): # -> (transformers configuration, tokeniser with a filler)
+) -> tuple: # (transformers configuration, tokeniser with a filler)
     "Configuration and tokeniser that belong together."
     transformers, common = import_text(), dict(local_files_only=offline == "yes", trust_remote_code=False)
     def get(what, cls):

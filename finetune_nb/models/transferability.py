@@ -34,7 +34,7 @@ def knn(
     *,
     k=3, # neighbours that vote; a tie goes to the nearer ones
     test=None, # (features [M, D], labels [M]) to predict instead of leaving one out
-): # -> accuracy, 0..1
+) -> float: # accuracy, 0..1
     "Accuracy of the k nearest neighbours by cosine, leave-one-out."
     raw, (x, y) = np.asarray(labels), _check(features, labels)
     unit = lambda a: a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12)
@@ -56,7 +56,7 @@ def linear_probe(
     C=1.0, # inverse strength of the penalty; fixed, because tuning it would need more labels
     folds=5, # parts; never more than a class has images
     seed=0, # of the parts
-): # -> accuracy, 0..1
+) -> float: # accuracy, 0..1
     "Accuracy of logistic regression on features, cross-validated."
     import warnings
     from sklearn.exceptions import ConvergenceWarning
@@ -78,7 +78,7 @@ def logme(
     labels, # [N]
     *,
     form="exact", # "exact", or "common" without the (D-k) ln(alpha)/2 of the determinant
-): # -> log evidence per image, mean over the classes
+) -> float: # log evidence per image, mean over the classes
     "LogME: maximal log evidence of Bayesian linear regression, one class against the rest (You et al., 2021)."
     if form not in ("exact", "common"): raise ModelError(unknown_name("form", form, ("exact", "common")))
     x, y = _check(features, labels)
@@ -107,7 +107,7 @@ def _evidence(u, s2, y, d, form):
 def leep(
     probabilities, # [N, Z] softmax of the source classifier
     labels, # [N]
-): # -> mean log-probability of the labels, at most 0
+) -> float: # mean log-probability of the labels, at most 0
     "LEEP: log expected empirical prediction (Nguyen et al., 2020)."
     p, y = _check(probabilities, labels, "source probabilities")
     if (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-3):
@@ -125,7 +125,7 @@ def hscore(
     labels, # [N]
     *,
     shrink=True, # Ledoit-Wolf shrinkage of both covariances
-): # -> 0 .. number of classes - 1
+) -> float: # 0 .. number of classes - 1
     "H-score: between-class variance over total variance, summed over directions (Bao et al., 2019)."
     from sklearn.covariance import ledoit_wolf
     x, y = _check(features, labels)
@@ -144,7 +144,7 @@ def transfer_score(
     labels, # [N]
     *,
     probabilities=None, # [N, Z] softmax of the source classifier; only LEEP reads it
-): # -> score; NaN for LEEP without a source classifier
+) -> float: # score; NaN for LEEP without a source classifier
     "The score called `name`."
     if name not in SCORES: raise ModelError(unknown_name("score", name, SCORES))
     if name == "leep": return float("nan") if probabilities is None else leep(probabilities, labels)

@@ -18,8 +18,10 @@ from ..core.errors import FileError
 from ..core.files import content_hash, save_tensors, sha256, write_json, write_text
 from ..core.progress import progress
 from ..core.seeds import rng, set_seed
-from ..models.language import SPECIALS, PieceTokenizer, Streams, language_model, lm_state, load_lm_state, perplexity, split_words
-from .loop import SavedRun, check_loss, load_optimisers, optimiser_tensors, part, rate_at, run_command
+from ..models.language import (SPECIALS, PieceTokenizer, Streams, language_model, lm_state, load_lm_state,
+                                         perplexity, split_words)
+from .loop import (SavedRun, check_loss, load_optimisers, optimiser_tensors, part, rate_at,
+                                          run_command)
 from ..data.builtin.docs import Fresh, licence_of, package_root, read_texts
 
 # %% ../../nbs/api/pretraining/04_docs_lm.ipynb #3dd092c5
@@ -32,7 +34,7 @@ urllib3 wasabi watchdog wcwidth weasel websocket yaml zmq""".split()
 def corpus(
     sources=None, # package names; None for the standard library and `SOURCES`
     a_source=None, # texts of each at most; None for all
-): # -> list of (package, module, text)
+) -> list: # of (package, module, text)
     "The cleaned docstrings of every source that is installed; near-duplicates once."
     fresh, out = Fresh(), []
     for name in sources or ["python", *SOURCES]:
@@ -95,6 +97,7 @@ class _Pairs:
         for p in changed:
             if self.counts[p] > 0: heapq.heappush(self.heap, (-self.counts[p], p))
 
+# %% ../../nbs/api/pretraining/04_docs_lm.ipynb #40a8fd68
 def _merged(w, pair, new):
     "A word with every occurrence of the pair merged, from left to right."
     out, k = [], 0
@@ -108,7 +111,7 @@ def baselines(
     train, # encoded texts to count
     held, # encoded texts to guess
     size, # of the vocabulary
-): # -> dict(unigram, bigram) of perplexities
+) -> dict: # (unigram, bigram) of perplexities
     "Perplexity of guessing by frequency, and by frequency after the token before."
     def count(texts):
         one, two = Counter(i for t in texts for i in t[1:]), Counter(p for t in texts for p in zip(t, t[1:]))
@@ -187,7 +190,8 @@ def pretrain(
 # %% ../../nbs/api/pretraining/04_docs_lm.ipynb #13b683a6
 def _train(model, batches, run, saved, save_every, stop_after, quiet):
     "The steps of this call; the log, or None if steps are left."
-    opt = torch.optim.AdamW(model.parameters(), lr=run["peak"], betas=(.9, .99), weight_decay=run["weight_decay"], fused=True)
+    opt = torch.optim.AdamW(model.parameters(), lr=run["peak"], betas=(.9, .99),
+                            weight_decay=run["weight_decay"], fused=True)
     start, log, steps, (tensors, at) = 0, [], run["steps"], saved.load()
     model[0].bs = run["streams"]; model.reset()
     if at: _unpack(tensors, model, opt); start, log = at["step"], at["log"]
@@ -210,7 +214,8 @@ def _results(model, train, held, vocab, seen, epochs):
     "What config.json says of the finished model."
     return {"perplexity_held_out": perplexity(model, held),
             **{f"perplexity_{k}": v for k, v in baselines(train, held, vocab).items()}, "texts": len(train),
-            "tokens": sum(map(len, train)), "tokens_seen": seen, "held_out_texts": len(held), "epochs": round(epochs, 2)}
+            "tokens": sum(map(len, train)), "tokens_seen": seen, "held_out_texts": len(held),
+            "epochs": round(epochs, 2)}
 
 # %% ../../nbs/api/pretraining/04_docs_lm.ipynb #2a2bebb6
 def _ship(out, model, tok, run, results, log, sources):

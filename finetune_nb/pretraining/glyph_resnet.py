@@ -16,14 +16,15 @@ from ..core.files import save_tensors, sha256, write_json, write_text
 from ..core.progress import progress
 from ..core.seeds import rng, set_seed
 from ..models.architecture import create_model, to_fast_layout
-from .loop import SavedRun, check_loss, load_optimisers, optimiser_tensors, part, rate_at, run_command
+from .loop import (SavedRun, check_loss, load_optimisers, optimiser_tensors, part, rate_at,
+                                          run_command)
 from ..data.builtin.glyphs import GlyphBank, distort, glyph_bank, pretraining_chars
 
 # %% ../../nbs/api/pretraining/01_glyph_resnet.ipynb #7728f866
 def split_bank(
     bank:GlyphBank, # all drawings
     seed=0, # which drawings are held out
-): # -> (training bank, validation bank)
+) -> tuple: # (training bank, validation bank)
     "Hold out one drawing in sixteen, never the only one of a character."
     draw = rng(seed, "held-out drawings").random(len(bank))
     first = {}
@@ -41,7 +42,7 @@ def batch(
     seed=0, # of the whole run
     distort=distort, # function that distorts a batch of drawings
     **kwargs, # its arguments
-): # -> (float32 [size, 1, 32, 32] in 0..1, int64 [size])
+) -> tuple: # (float32 [size, 1, 32, 32] in 0..1, int64 [size])
     "Batch number `step` of the run `seed`, always the same, so that a resumed run sees what an uninterrupted one sees."
     g = torch.Generator().manual_seed(int(rng(seed, "batch", step).integers(2**62)))
     # Characters first, then one of their drawings: every class is equally frequent however many fonts have it.
@@ -188,7 +189,7 @@ own classifier), pre-trained on rendered characters so that fine-tuning can be s
 - **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak learning rate {peak}, weight decay {weight_decay}, linear warm-up and
   cosine decay, seed {seed}. `make pretrained` remakes it; another machine or number of threads adds the same numbers in another order,
   so the weights come out close, not equal.
-- **Result.** {accuracy:.1%} of distorted training drawings and {accuracy_unseen_drawings:.1%} of drawings never trained on are named rightly, out of {classes}.
+- **Result.** {accuracy:.1%} of distorted training drawings and {accuracy_unseen_drawings:.1%} of drawings never trained on are named correctly, out of {classes}.
 - **Good for.** Small, grey, centred shapes: handwritten digits, letters, signs.
 - **Bad for.** Photographs, colour, scenes, several objects in one picture; anything that matters outside a classroom.
 - **Licence.** Apache-2.0. The fonts' licences allow drawing from them freely; no font is contained.

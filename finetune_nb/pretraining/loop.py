@@ -48,7 +48,7 @@ def load_optimisers(
         if not key.startswith("opt/"): continue
         _, name, slot = key.split("/")
         p = params[name]
-        # Moments must lie in memory as their parameter does: the fused step checks it.
+        # Moments must be laid out in memory like their parameter: the fused step checks it.
         like = torch.empty_like(p, memory_format=torch.preserve_format) if v.ndim else None
         owner[p].state[p][slot] = v.clone() if like is None else like.copy_(v)
 
@@ -62,7 +62,8 @@ class SavedRun:
         *,
         quiet=False, # do not say that a run is resumed?
     ):
-        self.file, self.name, self.quiet = Path(out)/"state.safetensors", content_hash(json.loads(json.dumps(run))), quiet
+        self.file, self.name, self.quiet = (Path(out)/"state.safetensors",
+                                            content_hash(json.loads(json.dumps(run))), quiet)
 
     def load(self) -> tuple: # (tensors, what `save` was told); ({}, None) if there is nothing to resume
         "The saved state of this very run."
@@ -85,6 +86,7 @@ class SavedRun:
         "The run is finished; its state is no longer needed."
         self.file.unlink()
 
+# %% ../../nbs/api/pretraining/00_loop.ipynb #4dd10bc8
 def part(
     tensors, # dict of name -> tensor
     prefix:str, # such as "model/"

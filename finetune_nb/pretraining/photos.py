@@ -21,7 +21,7 @@ from ..data.builtin.glyphs import GlyphBank
 PHOTOS = ("china.jpg", "flower.jpg")  # CC-BY 2.0; part of scikit-learn's installation, not of this repository
 SIDES = (32, 45, 64)  # of a place, pixels of the photograph
 
-def photographs(): # -> list of float64 [427, 640] in 0..1
+def photographs() -> list: # of float64 [427, 640] in 0..1
     "The two photographs in grey."
     from PIL import Image
     from sklearn.datasets import load_sample_image
@@ -34,7 +34,7 @@ def places(
     *,
     overlap=.25, # most that two places share: area in common over area of both
     seed=0, # of the order
-): # -> int64 [places, 4]: photograph, left edge, upper edge, side
+) -> np.ndarray: # int64 [places, 4]: photograph, left edge, upper edge, side
     "Places with texture, spread over both photographs."
     found = []
     for number, photo in enumerate(photographs()):
@@ -63,8 +63,8 @@ def photo_bank(
     views=8, # of each place; the first is the place itself
     *,
     seed=0, # of the others
-): # -> GlyphBank of uint8 [places * views, 80, 80], "fonts" the numbers of the views, "chars" the names of the places
-    "Every place as a class with several views."
+) -> GlyphBank: # of uint8 [places * views, 80, 80], "fonts" the numbers of the views, "chars" the names of the places
+    "One class per place, with several views."
     from PIL import Image
     where = places() if where is None else where
     if len(where) < 2 or views < 1:
@@ -97,7 +97,7 @@ def distort_photos(
     *,
     size=32, # side of the images that come out, pixels
     strength=1.0, # of all distortions; 0 leaves the view as it is
-): # -> float32 [B, 1, size, size] in 0..1
+) -> np.ndarray: # float32 [B, 1, size, size] in 0..1
     "Strongly distorted copies of views (after Dosovitskiy et al., 2014)."
     B = len(views)
     def u(*shape, lo=-1., hi=1.): return torch.rand(B, *shape, generator=generator) * (hi - lo) + lo
@@ -128,14 +128,14 @@ def distort_photos(
 # %% ../../nbs/api/pretraining/03_photos.ipynb #0aab080a
 def photo_source(
     where=None, # of `places`; None for all
-): # -> dict(bank=, distort=, input=) for `pretrain`
+) -> dict: # (bank=, distort=, input=) for `pretrain`
     "All that `pretrain` asks about its data."
     return dict(bank=photo_bank(where), distort=distort_photos, input=INPUT)
 
 # %% ../../nbs/api/pretraining/03_photos.ipynb #df682fb1
 def card(
     config, # dict of its config.json
-): # -> markdown
+) -> str: # markdown
     "The model card of a network pre-trained on the photographs."
     t, r = config["training"], config["results"]
     return _CARD.format(architecture=json.dumps(config["architecture"]["channels"]).strip("[]").replace(", ", "/"),
@@ -149,8 +149,8 @@ classifier, which the file keeps. Architecture, steps and size of a batch are th
 
 - **Data.** {classes} places of 32 to 64 pixels with texture in two photographs, a temple and a flower, that scikit-learn ships; {drawings:,} views distorted
   afresh for every batch (turn, zoom, shift, bend, contrast, grey value, blur, noise). Each place is a class, as in Exemplar-CNN (Dosovitskiy et al., 2014).
-- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
-  decay, seed {seed}, one thread. No dial was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
+- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak learning rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
+  decay, seed {seed}, one thread. No setting was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
 - **Result.** {accuracy:.1%} of freshly distorted training views and {accuracy_unseen_drawings:.1%} of views never trained on are assigned to the right place, out of {classes}: not
   comparable between networks with other classes.
 - **Good for.** Asking whether it matters that pre-training is close to the task.

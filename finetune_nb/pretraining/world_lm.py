@@ -23,7 +23,8 @@ from ..models.hub import import_text
 from .loop import SavedRun, check_loss, load_optimisers, optimiser_tensors, run_command
 from ..retrieval.examine import FEW, READING, base_questions, examine, questions_of, release_gate
 from ..retrieval.generate import Generator, load_lm
-from ..worlds.reading import ANSWER, ASK, DOC, END, PAD, SPECIALS, UNSEEN, Difficulty, answer_text, example, prompt, strange_words, training_words, vocabulary
+from ..worlds.reading import (ANSWER, ASK, DOC, END, PAD, SPECIALS, UNSEEN, Difficulty, answer_text, example,
+                                        prompt, strange_words, training_words, vocabulary)
 from ..worlds.world import World, ask, base_world
 from ..training.learner import pick_device
 
@@ -83,10 +84,12 @@ def _read(passages, unknown, two_hop, **strange):
 def _again(steps, peak, difficulty): return Stage(steps, difficulty, difficulty, peak=peak, fall=.95)
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #3c1cd0af
-# bare records; from records to prose; more look-alikes; then, each with a learning rate that rises once more: strange words, and
+# bare records; from records to prose; more look-alikes; then, each with a learning rate that rises once more: strange
+# words, and
 # questions that are built like other questions
 STAGES = (
-    Stage(4000, Difficulty((2, 4), (1,), 1., 1., .2, 0., 0.), Difficulty((2, 4), (1, 2), .8, 1., .2, .02, 0.), .9, 1., 0.),
+    Stage(4000, Difficulty((2, 4), (1,), 1., 1., .2, 0., 0.), Difficulty((2, 4), (1, 2), .8, 1., .2, .02, 0.), .9, 1.,
+          0.),
     Stage(6000, Difficulty(FEW, (1, 2, 3), .8, 1., .25, .05, .05, **_ROUGH),
           Difficulty(FEW, (1, 2, 3), .8, .05, .25, .15, .15, **_ROUGH), .85),
     Stage(6000, Difficulty(_MANY, (1, 2, 3), .85, .05, .3, .25, .2, **_ROUGH),
@@ -100,7 +103,7 @@ STAGES = (
 def between(
     stage:Stage,
     t, # 0..1, how far the stage is
-): # -> Difficulty
+) -> Difficulty:
     "How hard the examples are at a time of a stage."
     x = min(1., t/stage.firm)
     mix = {k: (1 - x)*getattr(stage.start, k) + x*getattr(stage.end, k)
@@ -113,7 +116,7 @@ def pretraining_text(
     t, # 0..1, how far the stage is
     world:World, # the base world
     key, # tells examples apart
-): # -> str
+) -> str:
     "One text of a stage."
     g = rng("world_lm text", *key)
     u = g.random()
@@ -130,7 +133,7 @@ def token_batch(
     texts, # list of str
     *,
     other=.05, # weight of words that are no answer
-): # -> (ids int64 [B, L], weights float32 [B, L] of guessing each id)
+) -> tuple: # (ids int64 [B, L], weights float32 [B, L] of guessing each id)
     "Ids and weights of a list of texts."
     ids = tok(texts, padding=True, return_tensors="pt")["input_ids"]
     opens, closes = tok.convert_tokens_to_ids(ANSWER), tok.eos_token_id

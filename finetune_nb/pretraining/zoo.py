@@ -21,7 +21,7 @@ DATA = {"many": "every third of glyph_resnet's characters", "letters": "Latin, G
 
 def zoo_chars(
     data, # one of `DATA`
-): # -> list of characters
+) -> list: # of characters
     "The classes of a data set of the zoo."
     if data not in DATA: raise FinetuneError(unknown_name("pre-training data", data, DATA))
     chars = pretraining_chars()
@@ -59,7 +59,7 @@ def make(
     name, # one of `ZOO`
     root=BUNDLED, # folder that holds the checkpoints
     **kwargs, # arguments of `pretrain` to change
-): # -> dict of results, or None if stopped before the end
+) -> dict: # of results, or None if stopped before the end
     "Pre-train the network `name`, or go on with it, in `root/name`."
     if name not in ZOO: raise FinetuneError(unknown_name("network of the zoo", name, ZOO))
     data = ZOO[name]["data"]
@@ -73,7 +73,7 @@ def make(
 def card(
     name, # one of `ZOO`
     config, # dict of its config.json
-): # -> markdown
+) -> str: # markdown
     "The model card of a network of the zoo."
     if ZOO[name]["data"] == "photos": return photo_card(config)
     arch, t, r = config["architecture"], config["training"], config["results"]
@@ -94,8 +94,8 @@ classifier, which the file keeps.
 - **Data.** {classes} characters ({data}) in the DejaVu and STIX fonts that matplotlib ships, {drawings:,} {how}. No digit, nothing
   that looks like one, no Georgian or Armenian letter.
 - **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak learning rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
-  decay, seed {seed}, one thread. No dial was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
-- **Result.** {accuracy:.1%} of training drawings and {accuracy_unseen_drawings:.1%} of drawings never trained on are named rightly, out of {classes}, under the
+  decay, seed {seed}, one thread. No setting was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
+- **Result.** {accuracy:.1%} of training drawings and {accuracy_unseen_drawings:.1%} of drawings never trained on are named correctly, out of {classes}, under the
   distortion it was trained with: not comparable between networks with other classes.
 - **Good for.** Asking which of several pre-trained networks suits a task, before fine-tuning all of them.
 - **Bad for.** Photographs, and anything that matters outside a classroom; several of these were trained too little or on too little on purpose.

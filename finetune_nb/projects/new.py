@@ -21,7 +21,7 @@ KINDS = {"image": "a folder with one folder of pictures per class",
                  "that sort, or a folder of .txt files for each class",
          "rag": "a folder of .md, .txt, .pdf or .csv documents, or a SQuAD file"}
 TEMPLATES = Path(finetune_nb.__file__).parent/"projects"/"templates"
-FEWEST = 4  # items of a class: one to choose rates on, one to test, two to learn from
+FEWEST = 4  # items per class: one to choose learning rates on, one to test, two to learn from
 _PARAMETERS = "# Parameters"  # begins the cell that is filled in
 
 def template(
@@ -58,7 +58,7 @@ def check_data(
     *,
     questions=None, # csv of questions, for rag
     text=None, label=None, # columns of a table of texts
-): # -> (parameters of the notebook, what was found as lines, files to write: dict of name -> text)
+) -> tuple: # (parameters of the notebook, what was found as lines, files to write: dict of name -> text)
     "Read the data as a project of that kind would; raise if that is not possible."
     if kind not in KINDS: raise FinetuneError(unknown_name("kind of project", kind, KINDS))
     for name, given, of in (("--questions", questions, "rag"), ("--text", text, "text"), ("--label", label, "text")):
@@ -248,5 +248,6 @@ if __name__ == "__main__": sys.exit(main(Path(__file__).parent))
 def _readme(name, kind, lines):
     "The text of a project's README."
     from jinja2 import Environment, PackageLoader
-    made = Environment(loader=PackageLoader("finetune_nb.projects", "templates"), trim_blocks=True, keep_trailing_newline=True)
+    made = Environment(loader=PackageLoader("finetune_nb.projects", "templates"), trim_blocks=True,
+                       keep_trailing_newline=True)
     return made.get_template("README.md.jinja").render(name=name, kind=kind, lines=lines)

@@ -10,9 +10,13 @@ __all__ = ['PICTURES', 'TABLES', 'DOCUMENTS', 'SPLIT_OF', 'look_at', 'class_file
 import json, re
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import TaskError
 from ..core.files import write_text
+
+# %% ../../nbs/api/projects/00_prepare.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/projects/00_prepare.ipynb #d0137aa9
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -66,7 +70,7 @@ _LABEL = ("label", "class", "category", "intent", "target", "topic", "sentiment"
 
 def read_rows(
     path, # .csv, .tsv, .json or .jsonl
-): # -> pandas DataFrame of str
+) -> "DataFrame": # of str
     "A table in any of the four formats."
     import pandas as pd
     path = Path(path)
@@ -143,6 +147,7 @@ def _from_text_files(path):
             for s, classes in found.items() for c, fs in classes.items() for f in fs]
     return pd.DataFrame(rows), f"one text per file, from {path.name}"
 
+# %% ../../nbs/api/projects/00_prepare.ipynb #bc4e6b52
 def _from_tables(path, text, label):
     "(table, how) of a table, or of a folder with a table per split."
     import pandas as pd
@@ -196,6 +201,7 @@ def made_questions(
                         "headings of two words, are needed. Give questions of your own (--questions)")
     return out, kept
 
+# %% ../../nbs/api/projects/00_prepare.ipynb #cff5d471
 def _taken_out(p, whole, where, g):
     "(the passage without what is asked, questions)"
     from dataclasses import replace

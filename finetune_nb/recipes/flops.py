@@ -9,6 +9,7 @@ __all__ = ['count_flops', 'fit_flops', 'training_step', 'time_by_operator', 'fit
 import os
 from contextlib import contextmanager
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from ..training.adapters import add_lora
 from ..training.feature_cache import can_cache
 from ..layers.freeze import freeze_groups
 from ..layers.groups import layer_groups
+
+# %% ../../nbs/api/recipes/09_flops.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/recipes/09_flops.ipynb #86d9d3e6
 def _conv_backward(grad_out, x, w, _bias, _stride, _padding, _dilation, transposed, _output_padding, groups, mask,
@@ -184,7 +188,7 @@ def time_by_operator(
     recipe="full", # a Recipe or the name of one
     *,
     repeats=3, # training steps
-): # -> pandas DataFrame, one row per operator: ms per step, share, counted?
+) -> "DataFrame": # one row per operator: ms per step, share, counted?
     "Where the time of a training step goes on this CPU, and which of it is counted."
     import pandas as pd
     with training_step(learn, recipe) as step:

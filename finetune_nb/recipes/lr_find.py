@@ -10,6 +10,7 @@ import math
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from ..layers.execution_order import untouched
 from ..layers.groups import layer_groups
 from ..layers.rates import group_rates
 
+# %% ../../nbs/api/recipes/07_lr_find.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
+
 # %% ../../nbs/api/recipes/07_lr_find.ipynb #4950b60f
 SUGGEST = {"valley": valley, "steep": steep, "minimum": minimum}  # fastai's own rules
 
@@ -39,7 +43,7 @@ class RateTest:
     method:str
     phases:list  # dicts: phase, trains, rates [n], losses (one array per seed), suggestions (one per seed)
 
-    def table(self): # -> pandas DataFrame, one row per phase
+    def table(self) -> "DataFrame": # one row per phase
         "What trains, the median suggestion, lowest and highest over the seeds, and their ratio."
         import pandas as pd
         def row(p):

@@ -29,7 +29,7 @@ def import_rag(
 def check_passages(
     passages, # Passages
     what="the corpus", # for the message
-): # -> list of Passage
+) -> list: # of Passage
     "The passages as a list, unless there are none, an id comes twice or a text is empty."
     passages = list(passages)
     if not passages: raise TaskError(f"{what} is empty: no passage to look for")
@@ -47,7 +47,7 @@ def check_passages(
 def named(
     ids, # any names
     most=5, # so many are spelt out
-): # -> str
+) -> str:
     "A few of the names, and how many more there are."
     ids = list(map(str, ids))
     return ", ".join(f"'{i}'" for i in ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
@@ -57,7 +57,7 @@ SUFFIXES = (".csv", ".markdown", ".md", ".pdf", ".txt")
 
 def read_documents(
     source, # a folder, searched to the bottom, or one file
-): # -> list of Passage, in the order of paths
+) -> list: # of Passage, in the order of paths
     "One passage per section, page, row or text file below a folder; hidden files and folders are skipped."
     source = Path(source).expanduser()
     if not source.exists(): raise FileError(f"no such file or folder: {source}")
@@ -129,7 +129,7 @@ def read_table(
     path, # a csv file with a heading line
     needs, # column that must be there and filled
     what, # for the message
-): # -> list of (number, dict of column -> text), the first row being number 1
+) -> list: # of (number, dict of column -> text), the first row being number 1
     "The rows of a csv file; blanks around names of columns and values do not matter, nor do capitals in names."
     text = read_utf8(path)
     first = text.partition("\n")[0]
@@ -205,7 +205,7 @@ def chunk(
     *,
     size=None, # sentences or words of a chunk; None for 3 sentences or 80 words
     overlap=None, # sentences or words shared with the chunk before, fewer than `size`; None for 1 sentence or 20 words
-): # -> list of Passage; ids "<id>#0", "<id>#1", ...
+) -> list: # of Passage; ids "<id>#0", "<id>#1", ...
     "Cut passages into chunks. Facts whose subject and value a chunk still names go with it."
     if how not in CHUNKS: raise TaskError(unknown_name("way to chunk", how, CHUNKS))
     if how == "entity": return list(passages)
@@ -231,7 +231,7 @@ def _states(fact, title, text):
 # %% ../../nbs/api/retrieval/00_documents.ipynb #e8a10f8d
 def of_document(
     chunk_id, # "<id>#k"; other ids are their own documents
-): # -> the document's id
+) -> str: # the document's id
     "The document from which a chunk was cut."
     return _CHUNK.sub("", chunk_id)
 
@@ -245,7 +245,7 @@ class DocumentQuestion(Question):
 def gold_ids(
     questions, # Questions of a world, or DocumentQuestions
     passages=(), # where to look for their facts
-): # -> list of sets of ids, one per question; empty for a question without an answer
+) -> list: # of sets of ids, one per question; empty for a question without an answer
     "The ids of the passages that answer each question."
     where = {}
     for p in passages:
@@ -256,7 +256,7 @@ def gold_ids(
 # %% ../../nbs/api/retrieval/00_documents.ipynb #42bf5217
 def read_questions(
     path, # csv with columns question and answer, and if known passage (or document): the id that answers it
-): # -> list of DocumentQuestion; one without an answer serves to measure retrieval only
+) -> list: # of DocumentQuestion; one without an answer serves to measure retrieval only
     "Questions and answers from a csv file; several accepted answers or passages are separated by |."
     rows = read_table(path, "question", "questions")
     def split(v): return tuple(t for t in (p.strip() for p in v.split("|")) if t)
@@ -285,7 +285,7 @@ def check_gold(
 def docs_corpus(
     per_package=200, # passages of each package, at most
     packages=None, # import names; None for the eight of the docs task
-): # -> (list of Passage, list of DocumentQuestion)
+) -> tuple: # (list of Passage, list of DocumentQuestion)
     "Docstrings of installed packages without their first paragraphs, and those paragraphs as queries."
     from finetune_nb.data.builtin.docs import PACKAGES, Fresh, clean, docstrings, package_files, package_root
     passages, queries, fresh, seen = [], [], Fresh(), set()
@@ -308,7 +308,7 @@ def docs_corpus(
 # %% ../../nbs/api/retrieval/00_documents.ipynb #c1d964ef
 def squad(
     path, # json in the format of SQuAD (XQuAD and many others use it too)
-): # -> (list of Passage, list of DocumentQuestion)
+) -> tuple: # (list of Passage, list of DocumentQuestion)
     "Paragraphs and questions of a SQuAD file. A question without answers (version 2) is unanswerable."
     data, passages, questions = read_json(path), [], []
     try:

@@ -7,12 +7,16 @@ __all__ = ['FEW', 'READING', 'GATE', 'questions_of', 'base_questions', 'examine'
 
 # %% ../../nbs/api/retrieval/05_examine.ipynb #ba7b7982
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ..core.errors import FinetuneError
 from ..core.seeds import rng
 from .generate import Answer
 from ..worlds.reading import Difficulty, example
 from ..worlds.world import UNKNOWN, ask, base_world, ways
+
+# %% ../../nbs/api/retrieval/05_examine.ipynb #db796e0f
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/retrieval/05_examine.ipynb #8bd22302
 def questions_of(
@@ -22,7 +26,7 @@ def questions_of(
     part="gate", # whose names
     split="train", # of the phrasings
     kind=None, # "direct", "two_hop" or "unanswerable" questions only; None for all but unanswerable ones
-): # -> list of (Question, list of Passage)
+) -> list: # of (Question, list of Passage)
     "Questions to examine a reader with."
     out, i = [], 0
     while len(out) < n:
@@ -38,7 +42,7 @@ def base_questions(
     n=300, # questions
     *,
     split="train", # of the phrasings
-): # -> list of (Question, []): nothing to read
+) -> list: # of (Question, []): nothing to read
     "Questions about the world that was learned by heart."
     g = rng("examination of the base", split)
     facts = [world.facts[i] for i in g.integers(len(world.facts), size=n)]
@@ -82,7 +86,7 @@ def release_gate(
     n=300, # questions per line
     *,
     only=None, # names of lines; None for all
-): # -> pandas DataFrame, one row per line: value, its 95 % interval, bound, passed
+) -> "DataFrame": # one row per line: value, its 95 % interval, bound, passed
     "What a reader of the kit has to reach before it is released."
     import pandas as pd
     from scipy.stats import binomtest

@@ -88,7 +88,7 @@ def prompts(
     self:Generator,
     questions, # list of str
     passages=None, # for each question a list of Passage, best first; None for none
-): # -> list of (prompt, passages in it, passages cut, tokens)
+) -> list: # of (prompt, passages in it, passages cut, tokens)
     "Prompts that leave room for the answer."
     passages = passages or [[]]*len(questions)
     room = self.context and self.context - self.longest
@@ -118,7 +118,7 @@ def write(
     top_p=1., # sample from the likeliest tokens that have this share of the probability
     seed=0, # of the sampling
     quiet=True, # no progress bar
-): # -> list of lists of token ids
+) -> list: # of lists of token ids
     "What the model writes after each prompt, up to its end-of-text token."
     self.model.eval()
     todo = prompts if temperature else list(dict.fromkeys(prompts))
@@ -133,6 +133,7 @@ def write(
     known = dict(zip(todo, rows))
     return [known[p] for p in prompts]
 
+# %% ../../nbs/api/retrieval/04_generate.ipynb #881a96c2
 @patch
 def _write_batch(self:Generator, prompts, how):
     "Token ids after each prompt of one batch, cut at the end of the text."
@@ -151,7 +152,7 @@ def answer(
     questions, # list of str
     passages=None, # for each question a list of Passage, best first; None for none
     **kwargs, # of `write`
-): # -> list of Answer
+) -> list: # of Answer
     "Answer questions; each answer names the passage that the model says it used."
     made = self.prompts(questions, passages)
     out = []
@@ -180,6 +181,6 @@ def load_lm(
     longest=24, # tokens of an answer at most
     *,
     offline="auto", # "yes" never asks the network
-): # -> Generator
+) -> Generator:
     "A language model that answers questions, ready to use."
     return Generator(*load_causal(name, offline), longest=longest)

@@ -35,7 +35,7 @@ class Words:
 
 def searched(
     passage, # a Passage
-): # -> str
+) -> str:
     "The text by which a passage is found: title and text."
     return f"{passage.title}\n{passage.text}"
 
@@ -95,7 +95,7 @@ def add(
 def scores(
     self:BM25Index,
     question:str,
-): # -> float32 [rows], 0 where a row shares no word with the question
+) -> np.ndarray: # float32 [rows], 0 where a row shares no word with the question
     "BM25 of every row."
     n, words = self.main.scores["num_docs"], self.words(question)
     out = np.zeros(n + self.later, np.float32)
@@ -142,7 +142,7 @@ class LSA:
         from sklearn.feature_extraction.text import TfidfVectorizer
         return TfidfVectorizer(analyzer=words, vocabulary=vocabulary, sublinear_tf=True, dtype=np.float32)
 
-    def __call__(self, texts): # -> float32 [texts, dimension]
+    def __call__(self, texts) -> np.ndarray: # float32 [texts, dimension]
         "Vectors of texts."
         return np.asarray(self.tfidf.transform(texts) @ self.components.T)
 
@@ -268,7 +268,7 @@ def _load_model(self:TextEncoder):
 def __call__(
     self:TextEncoder,
     texts, # list of str
-): # -> float32 [texts, dimension]
+) -> np.ndarray: # float32 [texts, dimension]
     "Vectors of texts."
     import torch
     texts = list(texts)
@@ -319,7 +319,7 @@ class DenseIndex:
         "More rows, into the second index."
         self.fresh.add(vectors)
 
-    def vectors(self): # -> float32 [rows, dimension]
+    def vectors(self) -> np.ndarray: # float32 [rows, dimension]
         "All vectors, in the order of the rows."
         return np.concatenate([i.reconstruct_n(0, i.ntotal) for i in (self.main, self.fresh) if i.ntotal])
 
@@ -331,7 +331,7 @@ def search(
     n, # so many rows
     *,
     alive, # bool [rows]
-): # -> for each question, (scores, rows), best first
+) -> list: # for each question, (scores, rows), best first
     "The nearest rows that are alive."
     faiss, scores, rows, at = import_rag("faiss"), [], [], 0
     for index in (self.main, self.fresh):
@@ -349,7 +349,7 @@ def search(
 # %% ../../nbs/api/retrieval/02_index.ipynb #125f42cf
 def unit(
     vectors, # [n, dimension]
-): # -> float32 [n, dimension], each of length 1 unless it is 0
+) -> np.ndarray: # float32 [n, dimension], each of length 1 unless it is 0
     "Vectors of length 1."
     v = np.ascontiguousarray(vectors, np.float32)
     return v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-9)

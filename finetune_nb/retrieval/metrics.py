@@ -9,15 +9,19 @@ __all__ = ['recall_at', 'reciprocal_rank', 'mrr', 'ndcg', 'normalised', 'accepte
 # %% ../../nbs/api/retrieval/01_metrics.ipynb #8e87f5d1
 import math, re, string
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from ..core.errors import TaskError
+
+# %% ../../nbs/api/retrieval/01_metrics.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/retrieval/01_metrics.ipynb #1470fe47
 def recall_at(
     ranked_ids, # best first
     gold_ids, # the right ones
     k, # look at so many
-): # -> 0 to 1; nan if nothing is right
+) -> float: # 0 to 1; nan if nothing is right
     "Share of the right ids among the first k."
     gold = set(gold_ids)
     return len(gold & set(ranked_ids[:k])) / len(gold) if gold else math.nan
@@ -25,7 +29,7 @@ def recall_at(
 def reciprocal_rank(
     ranked_ids, # best first
     gold_ids, # the right ones
-): # -> 0 to 1; nan if nothing is right
+) -> float: # 0 to 1; nan if nothing is right
     "1 / place of the first right id; 0 if there is none."
     gold = set(gold_ids)
     return next((1/n for n, i in enumerate(ranked_ids, 1) if i in gold), 0.) if gold else math.nan
@@ -34,7 +38,7 @@ def reciprocal_rank(
 def mrr(
     ranked, # for each question, ids
     golds, # for each question, the right ids
-): # -> 0 to 1
+) -> float: # 0 to 1
     "Mean reciprocal rank over the questions that have a right id."
     values = [v for v in map(reciprocal_rank, ranked, golds) if not math.isnan(v)]
     return sum(values) / len(values) if values else math.nan
@@ -44,7 +48,7 @@ def ndcg(
     gold_ids, # the right ones, or dict of id -> relevance (0, 1, 2, ...)
     *,
     k=None, # look at so many; None for all
-): # -> 0 to 1; nan if nothing is right
+) -> float: # 0 to 1; nan if nothing is right
     "Normalised discounted cumulative gain: 2^relevance - 1, divided by log2(place + 1)."
     relevance = gold_ids if isinstance(gold_ids, dict) else dict.fromkeys(gold_ids, 1)
     def gain(rels): return sum((2**r - 1) / math.log2(n + 1) for n, r in rels)
@@ -63,7 +67,7 @@ def normalised(
 
 def accepted_answers(
     accepted, # an answer, several, or a question that knows its own
-): # -> tuple of str
+) -> tuple: # of str
     "All answers that count as correct."
     if isinstance(accepted, str): return (accepted,)
     if hasattr(accepted, "answer"): return tuple(getattr(accepted, "answers", ())) or (accepted.answer,)
@@ -73,14 +77,14 @@ def accepted_answers(
 def exact_match(
     answer:str, # what was said
     accepted, # an answer, several, or a question
-): # -> 1. or 0.
+) -> float: # 1. or 0.
     "Is the answer one of the accepted ones, after normalisation?"
     return float(normalised(answer) in map(normalised, accepted_answers(accepted)))
 
 def f1(
     answer:str, # what was said
     accepted, # an answer, several, or a question
-): # -> 0 to 1
+) -> float: # 0 to 1
     "Overlap of words with the accepted answer that fits best: the harmonic mean of precision and recall."
     return max((_overlap(normalised(answer).split(), normalised(a).split()) for a in accepted_answers(accepted)),
                default=0.)
@@ -93,7 +97,7 @@ def _overlap(said, right):
 # %% ../../nbs/api/retrieval/01_metrics.ipynb #a7e0f26a
 def ids_of(
     hits, # of a retriever, or ids
-): # -> list of ids
+) -> list: # of ids
     "The ids of hits, best first."
     return [h if isinstance(h, str) else h.passage.id for h in hits]
 
@@ -103,7 +107,7 @@ def retrieval_scores(
     *,
     ks=(1, 3, 5, 10), # for recall@k; nDCG is cut at the largest
     to=None, # changes ids of hits before they are compared, such as corpus.of_document
-): # -> pandas DataFrame, one row per question: recall@k, mrr, ndcg@k, found (number of hits)
+) -> "DataFrame": # one row per question: recall@k, mrr, ndcg@k, found (number of hits)
     "Retrieval, question by question."
     import pandas as pd
     results, golds = list(results), list(golds)
@@ -123,7 +127,7 @@ def retrieval_table(
     *,
     ks=(1, 3, 5, 10), # for recall@k
     to=None, # changes ids of hits before they are compared
-): # -> pandas DataFrame, one row per retriever: means, n (questions with a right passage), no_hits (of those, without any)
+) -> "DataFrame": # one row per retriever: means, n (questions with a right passage), no_hits (of those, without any)
     "Retrievers side by side."
     import pandas as pd
     rows = {}

@@ -54,7 +54,7 @@ def raft_items(
     hardness=HARDNESS, # kinds of distractors; each item draws one kind
     split="train", # of the phrasings
     seed=0, # of all draws
-): # -> list of RaftItem
+) -> list: # of RaftItem
     "Questions about `facts`, each with its passage and distractors, rendered afresh."
     out = []
     for i in range(n):
@@ -66,6 +66,7 @@ def raft_items(
         out.append(RaftItem(question, world.passage(f.subject, None, split=split, seed=fresh), tuple(others)))
     return out
 
+# %% ../../nbs/api/retrieval/06_raft.ipynb #324fb589
 def _others(world, fact, n, kind, how):
     "n distractors; people with the same attribute are many, towns few, so passages of other kinds fill up what is missing."
     others = []

@@ -9,6 +9,7 @@ __all__ = ['HOWS', 'FUSION', 'POOL', 'Hit', 'fuse', 'Retriever', 'at_recall', 'g
 import json, time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from fastcore.basics import patch
@@ -20,6 +21,9 @@ from .documents import check_passages, chunk, gold_ids, import_rag, named
 from .index import LSA, BM25Index, DenseIndex, Words, best_rows, load_encoder, searched, unit
 from .metrics import ids_of, recall_at
 from ..worlds.world import Fact, Passage, World, ask, say
+
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/retrieval/03_retriever.ipynb #a13d1c18
 HOWS = ("bm25", "dense", "hybrid")
@@ -33,7 +37,7 @@ class Hit:
 
 def fuse(
     rankings, # lists of rows, best first
-): # -> list of (row, score), best first
+) -> list: # of (row, score), best first
     "Reciprocal rank fusion; ties go to the one that the first ranking places higher."
     score = {}
     for rows in rankings:
@@ -90,6 +94,7 @@ def _build(self:Retriever, passages, vectors=None):
     self._rows, self._alive, self._main = list(passages), np.ones(len(passages), bool), len(passages)
     self._where = {p.id: i for i, p in enumerate(passages)}
 
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #04e7daa9
 @patch
 def _vectors(self:Retriever, texts, encode=None):
     "What the encoder makes of texts, as vectors of length 1."
@@ -130,7 +135,7 @@ def search(
     k=5, # hits per question, at most
     *,
     strict=False, # raise if nothing is found for some question
-): # -> per question a list of Hit, best first; empty if no passage shares a word with it
+) -> list: # per question a list of Hit, best first; empty if no passage shares a word with it
     "The passages most likely to answer each question."
     if k < 1: raise TaskError(f"k={k}: at least one passage has to be looked for")
     texts = [q if isinstance(q, str) else q.text for q in ([questions] if isinstance(questions, str) else questions)]
@@ -322,6 +327,7 @@ def load(
     self.sparse, self.dense = self._load_sparse(folder, about), self._load_dense(folder)
     return self
 
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #2720d203
 @patch
 def _load_sparse(self:Retriever, folder, about):
     "BM25's main segment from its files, the second one from the texts."
@@ -337,7 +343,8 @@ def _load_dense(self:Retriever, folder):
     "FAISS's two indexes; the encoder must give vectors as long as theirs."
     if self.how == "bm25": return None
     self.dense = DenseIndex.__new__(DenseIndex)
-    for part in ("main", "fresh"): setattr(self.dense, part, import_rag("faiss").read_index(str(folder/f"{part}.faiss")))
+    for part in ("main", "fresh"):
+        setattr(self.dense, part, import_rag("faiss").read_index(str(folder/f"{part}.faiss")))
     self._vectors(["a text"])
     return self.dense
 
@@ -350,7 +357,7 @@ def at_recall(
     k, # hits per question afterwards
     passages, # a Retriever or a list of Passage: source of right ones that were not found, and of strangers to fill up
     seed=0, # which questions, and which strangers
-): # -> per question a list of k Hit
+) -> list: # per question a list of k Hit
     "Degrade or mend retrieval to a chosen recall; right passages that were not found come last."
     results, golds, passages = list(results), [set(g) for g in golds], list(getattr(passages, "passages", passages))
     where = {p.id: p for p in passages}
@@ -409,11 +416,12 @@ def growth(
     updates=20, # single passages changed
     seed=0, # of the world, the questions and the changes
     **kwargs, # of Retriever
-): # -> pandas DataFrame: passages, how, seconds of building, milliseconds of queries and updates, memory_mb, recall@k
+) -> "DataFrame": # passages, how, seconds of building, milliseconds of queries and updates, memory_mb, recall@k
     "What retrieval costs and finds as a world grows, one passage per sentence."
     import pandas as pd
     rows = []
-    for how in hows: Retriever([Passage("warm", "", "up")], how, **kwargs)  # libraries are imported before the clock runs
+    # libraries are imported before the clock runs
+    for how in hows: Retriever([Passage("warm", "", "up")], how, **kwargs)
     for size in sizes:
         world = World(size, seed=seed)
         passages, g = chunk(world.corpus(seed=seed), "sentence", size=1), rng("growth", seed, size)
@@ -427,6 +435,7 @@ def growth(
                         | _costs(how, passages, asked, golds, new, k, dict(seed=seed, **kwargs)))
     return pd.DataFrame(rows)
 
+# %% ../../nbs/api/retrieval/03_retriever.ipynb #888d4719
 def _timed(function, *args):
     "(result, seconds)"
     began = time.perf_counter()

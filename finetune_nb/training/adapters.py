@@ -24,7 +24,7 @@ def _peft():
 def lora_targets(
     model, # any network
     groups, # its layer groups; the last is the head
-): # -> names of the layers that get an adapter
+) -> list: # names of the layers that get an adapter
     "Linear layers and ungrouped convolutions below the head."
     head = {id(p) for p in groups[-1].params}
     def fits(m):
@@ -95,7 +95,7 @@ def save_adapter(
     model, # a network with LoRA layers
     groups, # its layer groups
     folder, # where to; made if need be
-): # -> Path
+) -> Path:
     "Write adapter.safetensors (additions and head) and adapter.json to `folder`."
     layers = _lora_layers(model) if has_lora(model) else []
     if not layers: raise ModelError("this network has no LoRA layers to save")

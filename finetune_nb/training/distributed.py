@@ -148,7 +148,7 @@ def check(
 # %% ../../nbs/api/training/08_distributed.ipynb #30cf928a
 def join(
     cpu=None, # stay on the CPU? None: unless there is a GPU
-): # -> Here
+) -> Here:
     "Meet the other processes that a launcher has started; alone if it has not."
     if "LOCAL_RANK" not in os.environ:
         if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
@@ -167,7 +167,7 @@ def join(
 def on_all_devices(
     learn, # a learner whose training loader is a `MemoryDL`, made with the same seed in every process
     here=None, # of `join`; None to join now
-): # -> Here
+) -> Here:
     "Inside the block `learn` trains on the batches of its loader, a part of each in every process."
     here = here or join(cpu=next(learn.model.parameters()).device.type == "cpu")
     if here.world == 1: yield here; return

@@ -19,7 +19,7 @@ def stlr(
     cut_frac=0.1, # share of the steps spent rising
     *,
     ratio=32, # how many times smaller the lowest learning rate is than the peak
-): # -> float64 [steps]
+) -> np.ndarray: # float64 [steps]
     "Slanted triangular learning rates (Howard and Ruder, 2018), in a form that is positive for every length."
     cut = max(1, math.floor(cut_frac * steps))
     t = np.arange(steps)
@@ -32,7 +32,7 @@ def stlr_published(
     cut_frac=0.1, # share of the steps spent rising
     *,
     ratio=32, # how many times smaller the lowest learning rate is than the peak
-): # -> float64 [steps]
+) -> np.ndarray: # float64 [steps]
     "STLR exactly as the paper prints it; use `stlr`, which works for every length."
     cut = math.floor(steps * cut_frac)
     if cut == 0:
@@ -53,7 +53,7 @@ def one_cycle(
     *,
     div=25.0, # the first learning rate is the peak divided by this
     div_final=1e5, # and the last one by this
-): # -> float64 [steps]
+) -> np.ndarray: # float64 [steps]
     "Cosine up, cosine down (Smith, 2018), with fastai's defaults."
     x = np.arange(steps) / max(1, steps)
     return np.where(x < pct_start, _cosine(1/div, 1, x/max(pct_start, 1e-12)),
@@ -62,7 +62,7 @@ def one_cycle(
 # %% ../../nbs/api/training/00_schedules.ipynb #520898c7
 def flat(
     steps, # optimiser steps
-): # -> float64 [steps]
+) -> np.ndarray: # float64 [steps]
     "The same learning rate throughout."
     return np.ones(steps)
 
@@ -71,7 +71,7 @@ def flat_cos(
     pct_start=0.75, # share of the steps at the peak
     *,
     div_final=1e5, # the last learning rate is the peak divided by this
-): # -> float64 [steps]
+) -> np.ndarray: # float64 [steps]
     "Flat, then a cosine down: fastai's `fit_flat_cos`."
     x = np.arange(steps) / max(1, steps)
     return np.where(x < pct_start, 1., _cosine(1, 1/div_final, (x - pct_start)/max(1 - pct_start, 1e-12)))
@@ -82,7 +82,7 @@ def sgdr(
     cycles=3, # number of restarts plus one
     *,
     cycle_mult=2, # each cycle is so many times longer than the one before
-): # -> float64 [steps]
+) -> np.ndarray: # float64 [steps]
     "Cosines down from the peak with warm restarts (Loshchilov and Hutter, 2017); fastai's `fit_sgdr`."
     if not (isinstance(cycles, int) and cycles >= 1 and cycle_mult > 0):
         raise RecipeError("schedule 'sgdr': cycles must be a whole number of at least 1 and cycle_mult greater than 0")
@@ -98,7 +98,7 @@ def warmup(
     pct_start=0.1, # share of the steps spent rising
     *,
     then="cosine", # "cosine", "linear" (both towards 0) or "constant"
-): # -> float64 [steps]
+) -> np.ndarray: # float64 [steps]
     "Linear warm-up, then a fall to near zero or none: transformers' usual schedules."
     if then not in ("cosine", "linear", "constant"):
         raise RecipeError(f"schedule 'warmup': {unknown_name('value of then', then, ['cosine', 'linear', 'constant'])}")
@@ -115,7 +115,7 @@ def schedule(
     kind, # one of `SCHEDULES`
     steps, # optimiser steps
     **kwargs, # the schedule's own arguments
-): # -> float64 [steps], greater than 0, at most 1
+) -> np.ndarray: # float64 [steps], greater than 0, at most 1
     "The schedule `kind` over `steps` steps."
     if kind not in SCHEDULES: raise RecipeError(unknown_name("schedule", kind, SCHEDULES))
     known = list(inspect.signature(SCHEDULES[kind]).parameters)[1:]

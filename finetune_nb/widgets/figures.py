@@ -31,11 +31,12 @@ def layer_rates(
     factor=2.6, # between the learning rates of neighbouring groups, at first
     groups=6, # of layers into which the network is cut, at first: 3, 6 or 16
     **how, # of `SliderFigure`
-): # -> SliderFigure
+) -> SliderFigure:
     "A ladder of learning rates, and how far the weights move under it."
     m = measured("rates")
     sliders = dict(factor=Slider("factor between neighbours", factor, m["factors"],
-                             show=lambda f: f"{f:g} (decay {1/f:.2f})"), groups=Slider("groups of layers", groups, CUTS))
+                             show=lambda f: f"{f:g} (decay {1/f:.2f})"),
+                   groups=Slider("groups of layers", groups, CUTS))
     return SliderFigure(_draw_rates, sliders, size=(8, 3.9), **how)
 
 _LOWEST = 1e-8  # share of the head's learning rate; lower ones are drawn there
@@ -53,7 +54,8 @@ def _draw_rates(fig, factor, groups):
     for ax in (left, right): ax.grid(alpha=.25, which="major")
     first, one = (paths[m["factors"].index(f)][:, 0].mean() for f in (factor, 1.))
     if factor == 1:
-        return (f"With one learning rate for all, the first of {len(names)} groups moves by {_percent(one)} of its length "
+        return (f"With one learning rate for all, the first of {len(names)} groups moves by {_percent(one)} "
+                "of its length "
                 f"within {m['steps']} steps, although only the head is new.")
     said = (f"With a factor of {factor:g} over {len(names)} groups the first group learns at {_percent(share[0])} of "
             f"the head's rate and moves by {_percent(first)} of its length instead of {_percent(one)}")
@@ -73,7 +75,8 @@ def _paths(ax, m, paths, factor):
     "How far each group moved, with one learning rate for all and with the ladder."
     from matplotlib.ticker import LogLocator
     lowest = max(100*paths.min()/1.5, 1e-6)
-    for f, colour, marker, label in ((1., GREY, "s", "one learning rate for all"), (factor, COLOURS[0], "o", f"factor {factor:g}")):
+    for f, colour, marker, label in ((1., GREY, "s", "one learning rate for all"),
+                                     (factor, COLOURS[0], "o", f"factor {factor:g}")):
         rows = [tuple(100*x for x in mean_ci(d)) for d in paths[m["factors"].index(f)].T]
         far = [i for i, r in enumerate(rows) if r[0] > lowest]
         look, near = dict(color=colour, marker=marker), [i for i in range(len(rows)) if i not in far]
@@ -93,7 +96,7 @@ def unfreezing(
     at=40, # position in the run, per cent of the steps, at first
     groups=6, # of layers into which the network is cut, at first: 3, 6 or 16
     **how, # of `SliderFigure`
-): # -> SliderFigure
+) -> SliderFigure:
     "The timeline of a recipe, and the learning rates at one moment of it."
     from finetune_nb.recipes.library import RECIPES
     names = tuple(n for n, r in RECIPES.items() if not r.best_of)
@@ -149,7 +152,7 @@ def label_budget(
     *,
     task="digits", # at first: digits or scripts
     **how, # of `SliderFigure`
-): # -> SliderFigure
+) -> SliderFigure:
     "Accuracy over labels, and what one label is worth."
     tasks = measured("labels")["tasks"]
     known = sorted({n for t in tasks.values() for n in t["budgets"]})
@@ -203,6 +206,7 @@ def _draw_labels(fig, labels, way, task):
     return (f"With {labels} label{'s' if labels > 1 else ''} per class {named} classifies {here:.0f} % correctly; one "
             f"label here is worth {_number(times)}{more} without the pre-training.")
 
+# %% ../../nbs/api/widgets/03_figures.ipynb #02185e1f
 def _label_axes(ax, c, task):
     "Axes of the curves, and the accuracy of guessing."
     chance = dict(digits=10, scripts=100/106)[task]
@@ -219,7 +223,7 @@ def search_and_answers(
     passages=3, # per question, at first
     missed=20, # per cent of the questions whose passage is not found, at first
     **how, # of `SliderFigure`
-): # -> SliderFigure
+) -> SliderFigure:
     "Correct, declined and wrong answers, by the number of passages and by how often search misses."
     known = measured("reading")["passages"]
     sliders = dict(passages=Slider("passages per question", passages, known), missed=Slider(
@@ -255,7 +259,8 @@ def _answers_over_recall(ax, m, passages, missed):
     ax.stackplot(x, ends, colors=(COLOURS[0], "#cfcfcf", COLOURS[3]), labels=("correct", "says 'unknown'", "wrong"),
                  lw=0, alpha=.9)
     ax.axvline(100 - missed, color="#222222", lw=1.8)
-    ax.plot(50, 100*np.mean(m["exact"]["0.5"][i]), "o", mfc="white", mec="#222222", ms=6, label="correct, measured at 50 %")
+    ax.plot(50, 100*np.mean(m["exact"]["0.5"][i]), "o", mfc="white", mec="#222222", ms=6,
+            label="correct, measured at 50 %")
     ax.set(xlim=(0, 100), ylim=(0, 100), xlabel="questions whose passage is found, %", ylabel="answers, %",
            title=f"{passages} passage{'s' if passages > 1 else ''} per question")
     ax.legend(loc="upper left", framealpha=.9)
@@ -285,7 +290,7 @@ def rag_or_finetuning(
     tokens=60, # of a passage, at first
     s=None, # Settings for the prices; None for those in force
     **how, # of `SliderFigure`
-): # -> SliderFigure
+) -> SliderFigure:
     "What retrieval and fine-tuning cost per month, and from how many questions on fine-tuning is cheaper."
     sliders = dict(questions=Slider("questions per day", questions,
                                 (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000), between=True),
@@ -323,8 +328,11 @@ def _draw_costs(fig, questions, updates, tokens, s=None):
     a, b = _price_parts(right, ways, questions, money, exact)
     which = "retrieval is cheaper" if a < b else "fine-tuning is cheaper"
     if a >= b: until = f"as it is from {_number(even)} questions per day on"
-    else: until = "and fine-tuning never is" if even is None else f"and fine-tuning is from {_number(even)} questions per day on"
-    return (f"At {questions:,g} questions per day and {updates:g} updates per month {which} ({a:.3g} against {b:.3g} per "
+    else:
+        until = ("and fine-tuning never is" if even is None
+                 else f"and fine-tuning is from {_number(even)} questions per day on")
+    return (f"At {questions:,g} questions per day and {updates:g} updates per month {which} ({a:.3g} "
+            f"against {b:.3g} per "
             f"month), {until}; retrieval answers {exact['rag']:.0f} % of the questions about new facts correctly, "
             f"fine-tuning with replay {exact['ft']:.0f} %.")
 
@@ -345,10 +353,11 @@ def _price_curves(ax, ways, even, questions, money):
     ax.grid(alpha=.25); ax.xaxis.set_major_formatter("{x:,.0f}"); ax.yaxis.set_major_formatter("{x:,g}")
     ax.legend(loc="upper left", frameon=False)
 
+# %% ../../nbs/api/widgets/03_figures.ipynb #ae7d9660
 def _price_parts(ax, ways, questions, money, exact):
     "Stacked bars of what a month's price is made of; the two prices."
-    base, parts = np.zeros(2), (("once", COLOURS[4], "", f"made once, 1/{MONTHS}"), ("updating", COLOURS[2], "//", "updating"),
-                                ("question", COLOURS[5], "..", "answering"))
+    base, parts = np.zeros(2), (("once", COLOURS[4], "", f"made once, 1/{MONTHS}"),
+                                ("updating", COLOURS[2], "//", "updating"), ("question", COLOURS[5], "..", "answering"))
     for part, colour, hatch, label in parts:
         high = np.array([money(w[part]*(DAYS*questions if part == "question" else 1)) for w in ways.values()])
         ax.bar(range(2), high, bottom=base, color=colour, hatch=hatch, edgecolor="white", lw=0, label=label, width=.6)

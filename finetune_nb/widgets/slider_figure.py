@@ -117,7 +117,7 @@ def values(
 def drawn(
     self:SliderFigure,
     **moved, # sliders to move
-): # -> (matplotlib Figure, the sentence)
+) -> tuple: # (matplotlib Figure, the sentence)
     "The figure as the sliders stand."
     import matplotlib
     from matplotlib.figure import Figure
@@ -142,7 +142,7 @@ def picture(
     self:SliderFigure,
     caption=True, # write the sentence below the figure?
     **moved, # sliders to move
-): # -> (bytes of a PNG, the sentence)
+) -> tuple: # (bytes of a PNG, the sentence)
     "The figure as a picture."
     fig, said = self.drawn(**moved)
     if caption:
@@ -182,6 +182,7 @@ def _control(d):
                           layout=dict(width="max-content", max_width="100%"))
     return w.SelectionSlider(options=d.options, value=d.start, readout=False, layout=dict(width="170px"))
 
+# %% ../../nbs/api/widgets/01_slider_figure.ipynb #20418952
 class Page:
     "The sliders, the figure and its sentence as widgets."
     def __init__(self, figure):

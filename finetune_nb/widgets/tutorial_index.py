@@ -10,10 +10,14 @@ __all__ = ['STAGES', 'ROWS', 'Tutorial', 'read_tutorial', 'read_series', 'spoken
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import FileError, FinetuneError
 from ..core.files import read_json
 from ..core.figures import COLOURS
+
+# %% ../../nbs/api/widgets/00_tutorial_index.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #3091522a
 STAGES = dict(start="the whole way, once", choose="which model?", prepare="which data?", adapt="how to train?",
@@ -39,7 +43,7 @@ class Tutorial:
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #1abf4b79
 def read_tutorial(
     path, # a notebook
-): # -> Tutorial
+) -> Tutorial:
     "Read a tutorial's head, and how far a reader has come in it."
     path, data = Path(path), read_json(path)
     try:
@@ -58,8 +62,8 @@ def read_tutorial(
                     None if asked is None else asked.partition("\n")[2].strip())
 
 def read_series(
-    folder=".", # where the tutorials lie
-): # -> list of Tutorial, in order
+    folder=".", # folder of the tutorials
+) -> list: # of Tutorial, in order
     "All numbered tutorials of a folder, without the page that lists them."
     files = sorted(p for p in Path(folder).glob("[0-9][0-9]_*.ipynb") if not p.name.startswith("00_"))
     if not files: raise FileError(f"no tutorials (NN_name.ipynb) in {Path(folder).resolve()}")
@@ -68,7 +72,7 @@ def read_series(
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #cb13f41f
 def spoken(
     seconds, # measured; None if nobody has
-): # -> str
+) -> str:
     "A run time as the tutorials say it."
     if seconds is None: return "not measured yet"
     if seconds < 90: return f"{max(10, -int(-seconds//10)*10)} seconds"
@@ -77,7 +81,7 @@ def spoken(
 def stated(
     seconds, # of the run-time file; None if it has none
     cores=2, # on how many it was measured
-): # -> str
+) -> str:
     "The text of the row Time."
     return spoken(seconds) + ("" if seconds is None
                               else f" on {'two' if cores == 2 else 'one' if cores == 1 else cores} CPU "
@@ -86,7 +90,7 @@ def stated(
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #caceafbf
 def read_times(
     file, # run_times.json, or a folder inside the one that holds it
-): # -> dict of file name -> entry
+) -> dict: # of file name -> entry
     "Entries of the run-time file by notebook name; empty if nothing was measured yet."
     file = Path(file)
     if file.is_dir():
@@ -97,7 +101,7 @@ def read_times(
 def seconds_of(
     times, # of `read_times`
     path, # a notebook
-): # -> float or None
+) -> float|None:
     "Measured seconds of a notebook in the run-time file."
     entry = times.get("/".join(Path(path).resolve().parts[-2:]))
     return None if entry is None else entry["seconds"]
@@ -106,8 +110,8 @@ def seconds_of(
 def series_table(
     series, # of `read_series`
     times, # of `read_times`
-): # -> str, a markdown table
-    "One row a tutorial: link, what it asks, stage, measured run time, lab."
+) -> str: # a markdown table
+    "One row per tutorial: link, its question, stage, measured run time, lab."
     rows = ["| | tutorial | what it is about | stage | run time | lab |", "|--:|:--|:--|:--|:--|:--|"]
     for t in series:
         lab = re.search(r"\[Lab (\d+)[^]]*\]\(([^)]+)\)", t.head.get("Lab", ""))
@@ -147,7 +151,7 @@ def plot_path(
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #99372616
 def progress_table(
     series, # of `read_series`
-): # -> pandas DataFrame, one row a tutorial
+) -> "DataFrame": # one row per tutorial
     "What has been run here and saved, and whether a prediction was written down first."
     import pandas as pd
     def run(t): return "yes" if t.cells and t.run == t.cells else f"{t.run} of {t.cells} cells" if t.run else "not yet"
@@ -157,7 +161,7 @@ def progress_table(
 
 def progress_line(
     series, # of `read_series`
-): # -> str
+) -> str:
     "The same in one line, with what comes next."
     whole, said = [sum(f(t) for t in series)
                    for f in (lambda t: t.cells > 0 and t.run == t.cells, lambda t: bool(t.prediction))]

@@ -43,7 +43,8 @@ def name_words() -> dict: # kind -> (first words, second words)
     def words(w): return w if isinstance(w, list) else _words(w["make"], w["seed"], w["endings"])
     return {kind: (words(pair["first"]), words(pair["second"])) for kind, pair in phrases()["names"].items()}
 
-PARTS = ("base", "new", "gate", "practice")  # known from pre-training, to be learned, for tests alone, to practise reading
+# known from pre-training, to be learned, for tests alone, to practise reading
+PARTS = ("base", "new", "gate", "practice")
 
 # %% ../../nbs/api/worlds/00_world.ipynb #ba49962d
 @cache
@@ -131,7 +132,7 @@ UNKNOWN = "unknown"
 def ways(
     templates, # `says` or `asks` of an attribute
     split, # "train" or "test"
-): # -> tuple of templates
+) -> tuple: # of templates
     "The templates of a split; the two share none."
     if split not in ("train", "test"): raise TaskError(unknown_name("split", split, ("train", "test")))
     return templates[-TESTED:] if split == "test" else templates[:-TESTED]
@@ -240,7 +241,8 @@ class World:
     @cached_property
     def vocabulary(self) -> dict: # (kind, attribute) -> values that occur, sorted
         "What a guess by type can choose from."
-        return {k: sorted(set(v)) for k, v in grouped(self.facts, lambda f: (f.kind, f.attribute), lambda f: f.value).items()}
+        return {k: sorted(set(v))
+                for k, v in grouped(self.facts, lambda f: (f.kind, f.attribute), lambda f: f.value).items()}
 
 # %% ../../nbs/api/worlds/00_world.ipynb #efa2e0ac
 def grouped(
@@ -386,7 +388,8 @@ def distractors(
     fact:Fact, # that a question is about
     n:int, # passages
     *,
-    hardness="same_attribute", # random: about anything; same_attribute: with the asked attribute; same_name: of a namesake
+    # random: about anything; same_attribute: with the asked attribute; same_name: of a namesake
+    hardness="same_attribute",
     split="train", # of the phrasings
     seed=0, # which
 ) -> list: # of Passage
