@@ -18,7 +18,8 @@ def rag_study(profile=None, seeds=None, change=(), settings_file=None, backend="
     "The part of the showdown that two claims need, seen as the result of a study."
     import pandas as pd
     from finetune_nb.core.errors import FinetuneError
-    from finetune_nb.core.figures import COLOURS, percent_limits
+    from finetune_nb.core.figures import dots_and_intervals
+    from finetune_nb.core.metric import Metric
     from finetune_nb.rag_vs_ft.showdown import showdown
     from finetune_nb.experiments.stats import interval
     if change: raise FinetuneError("claims about made-up facts have no labels to change: leave `change` out, or name other claims")
@@ -28,15 +29,12 @@ def rag_study(profile=None, seeds=None, change=(), settings_file=None, backend="
     def table():
         rows = [dict(arm=a["arm"], n=len(got.seeds), **{k: v for k, v in interval(values(a["arm"])).items() if k in ("mean", "low", "high")}, seconds=a["train_seconds"]) for a in got.arms]
         return pd.DataFrame(rows).set_index("arm")
-    def plot(ax, metric=None):
-        for y, a in enumerate(got.arms):
-            v, i = 100*np.array(values(a["arm"])), interval(values(a["arm"]))
-            ax.scatter(v, np.full(len(v), y) + .2, s=14, color=COLOURS[y], alpha=.45, linewidths=0)
-            if i["low"] is not None: ax.plot([100*i["low"], 100*i["high"]], [y, y], color=COLOURS[y], lw=2.5, solid_capstyle="butt")
-            ax.scatter(100*i["mean"], y, s=42, color=COLOURS[y], zorder=3, marker="os^"[y])
-        ax.set_yticks(range(len(got.arms)), [a["arm"] for a in got.arms]); ax.set_ylim(len(got.arms) - .5, -.5); ax.grid(axis="x", alpha=.25)
-        ax.set_xlabel("right answers on new facts, %"); percent_limits(ax, "x")
-    return SimpleNamespace(seeds=got.seeds, points={a["arm"]: {} for a in got.arms}, values=values, table=table, plot=plot)
+    def plot(metric=None, ax=None):
+        v = [100*np.array(values(a["arm"])) for a in got.arms]
+        rows = [tuple(interval(x)[k] for k in ("mean", "low", "high")) for x in v]
+        dots_and_intervals(ax, rows, names=[a["arm"] for a in got.arms], runs=v, bounds=(0, 100))
+        ax.set_xlabel("correct answers on new facts, %")
+    return SimpleNamespace(seeds=got.seeds, arms={a["arm"]: {} for a in got.arms}, metric_of=lambda key=None: Metric("exact match"), values=values, table=table, plot=plot)
 
 rag_study.measures = True
 

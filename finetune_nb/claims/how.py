@@ -14,9 +14,9 @@ def picked(arms=None, best=True):
     "A function of the result that names the arm with the best (or worst) mean validation accuracy among `arms`."
     def pick(result):
         def mean(a):
-            got = [v for v in result.values(a, "valid_accuracy") if v is not None]
+            got = [v for v in result.values(a, result.choose_by) if v is not None]
             return sum(got) / len(got) if got else float("-inf")
-        return (max if best else min)(arms or result.points, key=mean)
+        return (max if best else min)(arms or result.arms, key=mean)
     return pick
 
 def spread(arms):
@@ -45,14 +45,14 @@ MODELS_AND_DATA = (
           study("choice_of_model", dict(task="scripts", labels=10), arms={m: dict(model=m) for m in _MODELS} | {r: dict(recipe=r) for r in _RECIPES[1:]}),
           (Contrast("best model against worst", picked(_MODELS), picked(_MODELS, False)),
            Contrast("best minus worst of the models, against best minus worst of the recipes", values=lambda r: (spread(_MODELS)(r), spread((NET, *_RECIPES[1:]))(r))))),
-    Claim("quality_over_quantity", "how", "A few right labels are worth more than many wrong ones.", "data-centric AI; Northcutt et al. (2021)", "Northcutt et al.: in benchmarks some 3 % of labels are wrong",
+    Claim("quality_over_quantity", "how", "A few correct labels are worth more than many wrong ones.", "data-centric AI; Northcutt et al. (2021)", "Northcutt et al.: in benchmarks some 3 % of labels are wrong",
           "Wrong labels are drawn evenly over the other classes, which is the mildest kind.",
           study("quality_over_quantity", dict(task="digits"), arms=dict(ten_clean=dict(labels=10), thirty_clean=dict(labels=30), thirty_half_wrong=dict(labels=30, change=[{"label_noise": {"share": .5}}]))),
-          (Contrast("10 right labels against 30 half of which are wrong", "ten_clean", "thirty_half_wrong"), Contrast("30 right against 30 half wrong", "thirty_clean", "thirty_half_wrong"))),
+          (Contrast("10 correct labels against 30 half of which are wrong", "ten_clean", "thirty_half_wrong"), Contrast("30 correct against 30 half wrong", "thirty_clean", "thirty_half_wrong"))),
     Claim("duplicates", "how", "Duplicates add nothing: ten distinct images ten times are worth ten images.", "data cleaning guides; Lee et al. (2022) for text", "Lee et al.: deduplicated text trains language models as well in fewer steps",
           "Exact copies, spread evenly over the classes; same number of steps.",
           study("duplicates", dict(task="digits", labels=None), margin=.02, arms=dict(distinct=dict(change=[{"subset": {"share": .1}}]), copied=dict(change=[{"duplicates": {"share": .9}}]), all_distinct={})),
-          (Contrast("about ten distinct images a class, each once or ten times", "copied", "distinct", "same", margin=.02), Contrast("as many items, all distinct", "all_distinct", "copied"))),
+          (Contrast("about ten distinct images per class, each once or ten times", "copied", "distinct", "same", margin=.02), Contrast("as many items, all distinct", "all_distinct", "copied"))),
 )
 
 # %% ../../nbs/api/claims/02_how.ipynb #adffc0ae
@@ -65,7 +65,7 @@ SETTINGS = (
     Claim("batch_size", "how", "Small batches generalise better.", "Keskar et al. (2017); Masters and Luschi (2018)", "Shallue et al. (2019): at equal effort of tuning no such effect", "As many images for every arm, so that small batches take more steps; each has its own rate.",
           study("batch_size", dict(task="digits", labels=30), arms={"batch 8": dict(bs=8, steps=256), "batch 32": dict(bs=32, steps=64), "batch 128": dict(bs=128, steps=16)},
                 profiles=dict(smoke=dict(arms={"batch 8": dict(bs=8, steps=8), "batch 32": dict(bs=32, steps=6), "batch 128": dict(bs=128, steps=6)}), full=dict(arms={f"batch {b}": dict(bs=b, steps=32_000//b) for b in (8, 32, 128)}))),
-          (Contrast("8 against 128 images a batch", "batch 8", "batch 128"), Contrast("8 against 32", "batch 8", "batch 32"))),
+          (Contrast("8 against 128 images per batch", "batch 8", "batch 128"), Contrast("8 against 32", "batch 8", "batch 32"))),
     Claim("discriminative_rates", "how", "Layers near the input should learn more slowly.", "ULMFiT (Howard and Ruder, 2018); fastai's slice(lo, hi)", "ULMFiT: error 6.87 to 5.57 (IMDb), 6.86 to 6.21 (TREC-6), 5.81 to 5.62 (AG)", "Six groups, each 2.6 times slower than the one above.",
           study("discriminative_rates", dict(), arms={"scripts, full": dict(task="scripts", labels=3), "scripts, discriminative": dict(task="scripts", labels=3, recipe="discriminative"),
                                                       "digits, full": dict(task="digits", labels=3), "digits, discriminative": dict(task="digits", labels=3, recipe="discriminative")}),
@@ -85,7 +85,7 @@ _LR = [1e-3, 3e-3, 1e-2]
 _BRAKES = study("brakes", dict(task="digits", labels=3, weight_decay=0., measure=["fit"]), trials=6, arms=dict(  # six trials each: rates alone, or rates and strengths
     none=dict(search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2])), dropout=dict(search=dict(lr=_LR, dropout=[.2, .5])), l1=dict(search=dict(lr=_LR, l1=[1e-2, 1e-1])), l2=dict(search=dict(lr=_LR, weight_decay=[.1, 1.])),
     l2_sp=dict(recipe="l2_sp", search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2])), early_stop=dict(recipe=dict(name="early_stop", early_stop=dict(checks=12, patience=3)), search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2]))))
-_FEW = "Three labels a class, where a network fits its training images within a few steps."
+_FEW = "Three labels per class, where a network fits its training images within a few steps."
 
 BRAKES = (
     Claim("weight_decay", "how", "Weight decay (L2) helps against overfitting.", "every textbook; Loshchilov and Hutter (2019)", "none at this scale", _FEW + " Decay of AdamW, 0.1 or 1, against none.", _BRAKES, (Contrast("decay against none", "l2", "none"),)),

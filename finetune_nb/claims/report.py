@@ -12,7 +12,7 @@ from pathlib import Path
 from .run import PARTS
 from ..core.files import writable_folder, write_json, write_text
 from ..core.html import html_facts, html_picture, html_table, save_figures, write_page
-from ..experiments.cost import plot_pareto
+from ..experiments.cost import cost_points, plot_pareto
 
 # %% ../../nbs/api/claims/06_report.ipynb #a166fc60
 def save_claims(
@@ -29,8 +29,9 @@ def save_claims(
     write_json(paths["claims.json"], dict(profile=profile, claims=[f.to_dict() for f in found]))
     pictures = {}
     for f in found:  # one after the other: open figures take memory
-        figures, points = {f"{f.claim.name}.png": f.plot()[0].figure}, f.result.cost_points() if hasattr(f.result, "cost_points") else []
-        if len(points): figures[f"{f.claim.name}_cost.png"] = plot_pareto(points).figure
+        figures = {f"{f.claim.name}.png": f.plot()[0].figure}
+        points = cost_points(f.result) if hasattr(f.result, "records") else []
+        if len(points) and (points.cost > 0).all(): figures[f"{f.claim.name}_cost.png"] = plot_pareto(f.result).figure
         pictures |= save_figures(folder, figures)
     body = [_counts(found)]
     for part, title in PARTS.items():
@@ -52,8 +53,8 @@ def _section(f, pictures):
     c = f.claim
     facts = {"said": c.said, "published": c.reference, "measured": f.sentence(), "limits": c.limits}
     arms = f.result.table().reset_index()
-    search = f.result.search_table().reset_index() if hasattr(f.result, "search_table") and any(x["tried"] for x in f.result.chosen.values()) else None
+    search = f.result.search_table().reset_index() if hasattr(f.result, "search_table") and any(c.tried for c in f.result.chosen.values()) else None
     return (f'<h3 id="{c.name}">{escape(c.statement)}</h3>' + html_picture(pictures[f"{c.name}.png"], f"{c.statement} {f.verdict}") + html_facts(facts) + html_table(f.table(), index=False)
             + f"<details><summary>Arms: {f.n} seeds each</summary>{html_table(arms, index=False)}</details>"
-            + (f"<details><summary>Accuracy and what it costs</summary>{html_picture(cost, 'Accuracy over seconds a run')}</details>" if (cost := pictures.get(f"{c.name}_cost.png")) else "")
+            + (f"<details><summary>What it brings and what it costs</summary>{html_picture(cost, 'Results over seconds per run')}</details>" if (cost := pictures.get(f"{c.name}_cost.png")) else "")
             + ("" if search is None else f"<details><summary>What was chosen, and how flat the optimum was</summary>{html_table(search, index=False)}</details>"))

@@ -16,6 +16,8 @@ from .scenarios import Items, Scenario, only_classes, part_accuracies
 from .sequence import filled, fresh_net
 from ..core.errors import FinetuneError, TaskError, unknown_name
 from ..experiments.run_store import Where
+from ..experiments.run_kinds import reported
+from ..core.metric import Metric
 from ..core.seeds import rng, set_seed
 from ..models.architecture import compute_threads
 from ..recipes.plan_callback import DivergedError
@@ -101,4 +103,6 @@ def multitask_run(
             training += time.perf_counter() - now; held += sum(p.numel() for p in net.parameters())
             for split in found: found[split] += part_accuracies(net, Items(s, split, input, device, limit=c["eval_limit"] if split == "test" else 0), s.allowed(len(s) - 1))
     return out | dict(test_accuracy=float(np.mean(found["test"])), valid_accuracy=float(np.mean(found["valid"])), per_task=dict(zip(c["tasks"], found["test"])), parameters=held, updates=spent,
-                      lr=lr, train_seconds=training, seconds=time.perf_counter() - began)
+                      lr=lr, train_seconds=training, seconds=time.perf_counter() - began) | _REPORTED
+
+_REPORTED = reported({k: Metric(k.replace("_", " ")) for k in ("test_accuracy", "valid_accuracy")}, "test_accuracy", "valid_accuracy")

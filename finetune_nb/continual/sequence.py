@@ -13,6 +13,8 @@ from .methods import METHODS, RATES, Course, learn_jointly, learn_part, make_met
 from .scenarios import Items, make_scenario, part_accuracies
 from ..core.errors import FinetuneError, RecipeError, unknown_name
 from ..experiments.run_store import Where
+from ..experiments.run_kinds import reported
+from ..core.metric import Metric
 from ..core.seeds import rng, set_seed
 from ..models.architecture import compute_threads, to_fast_layout
 from ..models.load import load_pretrained
@@ -103,4 +105,7 @@ def sequence_run(
         on_valid = part_accuracies(net, valid, scenario.allowed(last))
     found = sequence_measures(R, start)
     return out | dict(test_accuracy=found.pop("accuracy"), valid_accuracy=sum(on_valid) / len(on_valid), **found, R=R, start=start, losses=[round(l, 5) for l in losses], updates=len(losses),
-                      lr=lr, strength=getattr(method, "strength", None), train_seconds=training, seconds=time.perf_counter() - began)
+                      lr=lr, strength=getattr(method, "strength", None), train_seconds=training, seconds=time.perf_counter() - began) | _REPORTED
+
+_REPORTED = reported({k: Metric(k.replace("_", " "), low=-1. if k in ("bwt", "fwt", "forgetting") else 0., better="lower" if k == "forgetting" else "higher")
+                      for k in ("test_accuracy", "valid_accuracy", "old_accuracy", "new_accuracy", "learning_accuracy", "bwt", "fwt", "forgetting")}, "test_accuracy", "valid_accuracy")

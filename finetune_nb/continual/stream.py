@@ -16,6 +16,8 @@ from .scenarios import Items, Scenario, in_domain, part_accuracies
 from .sequence import filled, fresh_net
 from ..core.errors import FinetuneError, TaskError, unknown_name
 from ..experiments.run_store import Where
+from ..experiments.run_kinds import reported
+from ..core.metric import Metric
 from ..models.architecture import compute_threads
 from ..recipes.plan_callback import DivergedError
 from ..data.corruptions import change_task, derived
@@ -95,7 +97,9 @@ def stream_run(
             curve.append(dict(block=b + 1, updates=updates, test_accuracy=part_accuracies(net, test, allowed, b), valid_accuracy=part_accuracies(net, valid, allowed, b)))
         first = part_accuracies(net, test, allowed, 0)
     return out | dict(test_accuracy=float(np.mean([p["test_accuracy"] for p in curve])), valid_accuracy=float(np.mean([p["valid_accuracy"] for p in curve])), final_accuracy=curve[-1]["test_accuracy"],
-                      first_accuracy=first, curve=curve, updates=updates, lr=lr, items_kept=_kept(c, course), train_seconds=training, seconds=time.perf_counter() - began)
+                      first_accuracy=first, curve=curve, updates=updates, lr=lr, items_kept=_kept(c, course), train_seconds=training, seconds=time.perf_counter() - began) | _REPORTED
+
+_REPORTED = reported({k: Metric(k.replace("_", " ")) for k in ("test_accuracy", "valid_accuracy", "final_accuracy", "first_accuracy")}, "test_accuracy", "valid_accuracy")
 
 def _kept(c, course):
     "Old items that had to be kept until the last block."

@@ -56,7 +56,7 @@ def cut_groups(
         if layer not in names: seen[stage] = seen.get(stage, 0) + ("x" in size); names[layer] = layer if layer == "head" else f"{stage}.{seen[stage]}"
     return regroup(model, table.assign(group=table.group.map(names)))
 
-def rates_run(config, place, folder=None):
+def rates_run(config, where, folder=None):
     "One fit, watched: how far each group is from its start."
     from finetune_nb.models.architecture import compute_threads
     from finetune_nb.recipes.fit import fit_recipe
@@ -64,7 +64,7 @@ def rates_run(config, place, folder=None):
     from finetune_nb.data.registry import load_task
     from finetune_nb.training.learner import pretrained_learner
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
-        learn = pretrained_learner(load_task(config["task"], quiet=True), place["model"], labels=config["labels"], seed=config["seed"], device="cpu", offline=place["offline"])
+        learn = pretrained_learner(load_task(config["task"], quiet=True), where.model, labels=config["labels"], seed=config["seed"], device="cpu", offline=where.offline)
         learn.groups = cut_groups(learn.model, config["groups"])
         trace = fit_recipe(learn, recipe("discriminative", rates_value=config["factor"], lr=config["lr"]), steps=config["steps"], watch=True)
     return dict(names=list(trace.plan.names), norms=[bool(g.norms) for g in learn.groups], distance=[float(f"{d:.4g}") for d in trace.watched["distance"][-1]])
@@ -74,12 +74,12 @@ def measure_rates(
     s, # Settings
 ): # -> dict: cuts (names, norms, distance [factor][seed][group]), factors, seeds and what else was set
     "Distances of each group from its start, for factors and cuts."
-    from finetune_nb.experiments.run_store import code_hash, do_runs, model_id
+    from finetune_nb.experiments.run_store import Where, code_hash, do_runs, model_id
     model, about = "glyph_resnet", dict(task="scripts", labels=3, lr=3e-3, steps=size.steps)
-    seeds, place = list(range(min(size.seeds, 3))), dict(store=str(Path(s.cache)/"runs"), model=model, offline=s.offline)
+    seeds, where = list(range(min(size.seeds, 3))), Where(str(Path(s.cache)/"runs"), s.offline, model=model)
     code = code_hash(("core", "data", "worlds", "models", "layers", "training", "recipes", "widgets/measurements.py"))
-    jobs = [(dict(kind="rates", groups=c, factor=f, seed=seed, model=model_id(model), device="cpu", code=code) | about, place) for c in CUTS for f in size.factors for seed in seeds]
-    got = {(c["groups"], c["factor"], c["seed"]): r["results"] for (c, _), r in zip(jobs, do_runs(jobs, rates_run, s.workers, "rates"))}
+    jobs = [(dict(kind="rates", groups=c, factor=f, seed=seed, model=model_id(model), device="cpu", code=code) | about, where) for c in CUTS for f in size.factors for seed in seeds]
+    got = {(c["groups"], c["factor"], c["seed"]): r["results"] for (c, _), r in zip(jobs, do_runs(jobs, rates_run, workers=s.workers, what="rates"))}
     cuts = {str(c): dict(names=got[c, 1., 0]["names"], norms=got[c, 1., 0]["norms"], distance=[[got[c, f, seed]["distance"] for seed in seeds] for f in size.factors]) for c in CUTS}
     return about | dict(model=model, factors=list(size.factors), seeds=seeds, cuts=cuts)
 
@@ -96,9 +96,9 @@ def measure_labels(
     about, tasks = dict(model="zoo_resnet_long", steps=96 if size.tries > 1 else 6, trials=size.tries, seeds=list(range(size.seeds))), {}
     for task, budgets in size.budgets.items():
         study = Study(f"labels_{task}", shared=dict(task=task, model=about["model"], steps=about["steps"]), grid=dict(recipe=list(ARMS), labels=list(budgets)), trials=size.tries)
-        result = run_study(study, s.profile, size.seeds, settings_file=s.file)
+        result = run_study(study, s.profile, seeds=size.seeds, settings_file=s.file)
         tasks[task] = dict(budgets=list(budgets), accuracy={a: [[round(v, 5) for v in result.values(f"{a}, labels {n}")] for n in budgets] for a in ARMS},
-                           lr={a: [result.chosen[f"{a}, labels {n}"]["params"]["lr"] for n in budgets] for a in ARMS})
+                           lr={a: [result.chosen[f"{a}, labels {n}"].params["lr"] for n in budgets] for a in ARMS})
     return about | dict(tasks=tasks)
 
 # %% ../../nbs/api/widgets/02_measurements.ipynb #a7c68d5b
@@ -110,13 +110,13 @@ def measure_reading(
 ): # -> dict: passages, exact, unknown and found [share or "search"][passages][seed], tokens [passages], and what else was set
     "Right answers and declined ones, by the number of passages and by whether the right one is among them."
     from finetune_nb.rag_vs_ft.arms import ARMS as WAYS, Scene, ask_config, ask_run
-    from finetune_nb.experiments.run_store import do_runs
+    from finetune_nb.experiments.run_store import Where, do_runs
     about = dict(model="world_lm", search="bm25", facts=size.facts, questions=size.questions, passages=list(size.passages), seeds=list(range(size.seeds)))
     conditions = {f"recall {r}": size.questions for r in SHARES} | dict(rephrased=size.questions)
-    place = dict(store=str(Path(s.cache)/"runs"), model=about["model"], offline=s.offline)
+    where = Where(str(Path(s.cache)/"runs"), s.offline, model=about["model"])
     todo = [(k, seed) for k in size.passages for seed in about["seeds"]]
-    jobs = [(ask_config(WAYS["rag"], Scene(size.facts, seed), conditions, k, timed=False), place) for k, seed in todo]
-    got = dict(zip(todo, (r["results"]["conditions"] for r in do_runs(jobs, ask_run, s.workers, "reading"))))
+    jobs = [(ask_config(WAYS["rag"], Scene(size.facts, seed), conditions, k, timed=False), where) for k, seed in todo]
+    got = dict(zip(todo, (r["results"]["conditions"] for r in do_runs(jobs, ask_run, workers=s.workers, what="reading"))))
     names = {"search" if c == "rephrased" else c.split()[1]: c for c in conditions}
     out = {what: {n: [[round(got[k, seed][c][what], 5) for seed in about["seeds"]] for k in size.passages] for n, c in names.items()} for what in ("exact", "unknown", "found")}
     cut = sum(got[key][c]["cut"] for key in todo for c in conditions)
