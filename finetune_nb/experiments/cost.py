@@ -15,9 +15,10 @@ import numpy as np
 from scipy import stats
 
 from ..core.errors import FinetuneError, unknown_name
-from ..core.figures import dots_and_intervals, styles
+from ..core.figures import dots_and_intervals, percent_limits, styles
 from ..core.metric import Metric
 from ..core.settings import settings
+from .stats import in_units
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #832c34f7
 def price_of(
@@ -244,7 +245,7 @@ def _metric(points):
     "What the points of a result measure; bare points are shares, the higher the better."
     return Metric.from_dict(points.attrs["metric"]) if "metric" in points.attrs else Metric("result")
 
-# %% ../../nbs/api/experiments/08_cost.ipynb #d3c85067
+# %% ../../nbs/api/experiments/08_cost.ipynb #efb8cc4f
 def plot_pareto(
     points, # anything that `cost_points` takes
     label="seconds per run", # of the cost axis, with its unit
@@ -260,13 +261,14 @@ def plot_pareto(
     if (d.cost <= 0).any(): raise FinetuneError(f"a logarithmic axis needs costs above 0; '{d.name[d.cost.argmin()]}' costs {d.cost.min():g}")
     if ax is None: ax = plt.subplots(figsize=(7.5, 4), layout="constrained")[1]
     looks = styles(given.name)
-    for p in d.itertuples():
-        row = tuple(None if np.isnan(x) else m.scale*x for x in (p.mean, p.low, p.high))
-        dots_and_intervals(ax, [row], at=[p.cost], looks=looks[p.name], horizontal=False, bounds=(m.scale*m.low, m.scale*m.high), filled=p.status != "dominated", label=p.name)
+    rows = [in_units(m, p.mean, p.low, p.high) for p in d.itertuples()]
+    dots_and_intervals(ax, rows, at=list(d.cost), looks=[looks[n] for n in d.name], horizontal=False, filled=list(d.status != "dominated"))
+    for name, look in looks.items(): ax.plot([], [], ls="", label=name, **look)
     front = d[d.status == "front"]
     x, y = [*front.cost, d.cost.max()*1.1], [*(m.scale*front["mean"]), m.scale*front["mean"].iloc[-1]]
     ax.step(x, y, where="post", color="#444444", lw=1, ls="--", zorder=1)
     _cost_axis(ax, label); ax.set_ylabel(m.label()); ax.grid(alpha=.25)
+    percent_limits(ax, low=m.scale*m.low, high=m.scale*m.high)
     handles = ax.get_legend_handles_labels()[0] + [Line2D([], [], color="#444444", lw=1, ls="--", label="front")]
     if (d.status == "dominated").any(): handles.append(Line2D([], [], ls="", marker="o", mfc="white", mec="#444444", label="dominated"))
     ax.legend(handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, .5), frameon=False)

@@ -16,7 +16,7 @@ from ..core.errors import FinetuneError, unknown_name
 from ..core.figures import dots_and_intervals, margin_band, row_figure, styles
 from ..core.metric import Metric
 from .run_store import load_rows
-from .stats import contrast, family, interval, mean_ci
+from .stats import contrast, family, in_units, interval, mean_ci
 from .study import Study
 
 # %% ../../nbs/api/experiments/06_result.ipynb #1c8795c8
@@ -213,7 +213,7 @@ def shift_contrasts(self:Result) -> list: # of dicts, as `contrasts`, with shift
     name = self.primary.removeprefix("test_")
     return [c | dict(shift=s) for s in self.shifts() for c in self.contrasts(metric=f"{s}_{name}")]
 
-# %% ../../nbs/api/experiments/06_result.ipynb #f5fe72e7
+# %% ../../nbs/api/experiments/06_result.ipynb #f6479c72
 @patch
 def plot(
     self:Result,
@@ -225,9 +225,9 @@ def plot(
     "Each run, mean and interval, one line per arm."
     m = self.metric_of(metric)
     if ax is None: ax = row_figure(len(self.arms))
-    got = [[m.scale*v for v in self.values(a, metric) if v is not None] for a in self.arms]
-    rows = [(lambda i: (i["mean"], i["low"], i["high"]))(interval(g)) if g else (None, None, None) for g in got]
-    dots_and_intervals(ax, rows, names=list(self.arms), runs=got, bounds=(m.scale*m.low, m.scale*m.high))
+    got = [[v for v in self.values(a, metric) if v is not None] for a in self.arms]
+    of = lambda g: in_units(m, *(interval(g)[k] for k in ("mean", "low", "high"))) if g else (None, None, None)
+    dots_and_intervals(ax, [of(g) for g in got], names=list(self.arms), runs=[[m.scale*v for v in g] for g in got], bounds=(m.scale*m.low, m.scale*m.high))
     ax.set_xlabel(label or m.label())
     ax.set_title(f"{self.study.name}: mean of {len(self.seeds)} seeds, 95 % interval", fontsize=10)
     return ax
@@ -243,7 +243,7 @@ def plot_differences(
     base, rows, runs = self.values(self.reference), [], []
     for a in self.arms:
         c = by.get(a)
-        rows.append((0., None, None) if c is None else tuple(None if x is None else m.scale*x for x in (c["mean"], *c["ci95"])))
+        rows.append((0., None, None) if c is None else in_units(m, c["mean"], *c["ci95"], difference=True))
         runs.append([m.scale*(x - y) for x, y in zip(self.values(a), base) if None not in (x, y)] if c else [])
     dots_and_intervals(ax, rows, names=list(self.arms), runs=runs)
     margin_band(ax, m.scale*self.margin)
@@ -261,7 +261,7 @@ def plot_with_differences(
     self.plot(ax=axes[0]); self.plot_differences(axes[1])
     return axes
 
-# %% ../../nbs/api/experiments/06_result.ipynb #eda5be9a
+# %% ../../nbs/api/experiments/06_result.ipynb #b9ebadfe
 @patch
 def plot_curves(
     self:Result,
@@ -300,7 +300,7 @@ def plot_shifts(
     for i, (a, look) in enumerate((a, look) for a, look in styles(self.arms).items() if a in names):
         mine = [c for c in rows if c["arm"] == a]
         at = [shifts.index(c["shift"]) + .8*((i + .5)/len(names) - .5) for c in mine]
-        dots_and_intervals(ax, [tuple(None if x is None else m.scale*x for x in (c["mean"], *c["ci95"])) for c in mine], at=at, looks=look, label=a)
+        dots_and_intervals(ax, [in_units(m, c["mean"], *c["ci95"], difference=True) for c in mine], at=at, looks=look, label=a)
     margin_band(ax, m.scale*self.margin)
     ax.set_yticks(range(len(shifts)), shifts); ax.set_ylim(len(shifts) - .5, -.5); ax.grid(axis="x", alpha=.25); ax.legend(fontsize=8)
     unit = m.points(0.).split(" ", 1)[-1] if m.unit else ""

@@ -371,7 +371,7 @@ def _checked(spec, s, loaded, model, r):
     _prepare(net, spec)
     return spec["steps"] or own, bs, least_steps(r, net.model), items
 
-# %% ../../nbs/api/experiments/02_train.ipynb #c16b3ea4
+# %% ../../nbs/api/experiments/02_train.ipynb #e6f2998b
 def one_class(task):
     "Refuse a split in which nothing can be told apart."
     for split, y in task.labels.items():
@@ -399,4 +399,4 @@ def least_steps(
     from finetune_nb.layers.groups import layer_groups
     if recipe.best_of: return len(recipe.best_of) * max(least_steps(find_recipe(r), net) for r in recipe.best_of)
     # Laid out over very many steps, so that nothing but the recipe itself can be at fault.
-    return len(make_plan(recipe.with_lr(recipe.lr or 1.), layer_groups(net, recipe.granularity or "stage"), 10_000).starts)
+    return len(make_plan(recipe.with_lr(recipe.lr or 1.), layer_groups(net, recipe.granularity or "stage"), steps=10_000).starts)

@@ -12,13 +12,13 @@ import numpy as np
 from fastcore.basics import GetAttr, patch
 
 from ...core.errors import FinetuneError
-from ...core.figures import dots_and_intervals, panels, row_figure, styles
+from ...core.figures import dots_and_intervals, panels, percent_limits, row_figure, styles
 from ...core.seeds import rng
 from ...models.transferability import SCORES
 from ..engine import run_studies
 from .rank_models import candidates, scores_study
 from ..result import Result
-from ..stats import mean_ci
+from ..stats import in_units, mean_ci
 from ..study import Study
 
 # %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #e308d9ca
@@ -154,7 +154,7 @@ def to_dict(self:Choice) -> dict: # of plain types
 
 def _name(score): return (SCORES | NAIVE)[score]
 
-# %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #4246d90d
+# %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #cfa42f03
 @patch
 def plot(
     self:Choice,
@@ -169,11 +169,12 @@ def plot(
         values = self._values(models, a["score"], recipe)
         for i, x in enumerate(models):
             got = x["reached"][recipe]
-            row = tuple(None if v is None else m.scale*v for v in (got["mean"], *got["ci95"]))
+            row = in_units(m, got["mean"], *got["ci95"])
             at = np.nanmean(values[:, i]) if np.isfinite(values[:, i]).any() else np.nan
-            dots_and_intervals(ax, [row], at=[at], looks=looks[x["model"]], horizontal=False, label=x["model"], bounds=(m.scale*m.low, m.scale*m.high))
+            dots_and_intervals(ax, [row], at=[at], looks=looks[x["model"]], horizontal=False, label=x["model"])
         _panel(ax, a, values)
     for ax in axes[::-(-len(rows) // 2)]: ax.set_ylabel(m.label(), fontsize=9)
+    percent_limits(axes[0], low=m.scale*m.low, high=m.scale*m.high)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     fig.suptitle(f"{self.task}, {self.labels} labels per class, fine-tuned by {recipe}: mean of {len(self.result.seeds)} seeds, 95 % interval", fontsize=10)
     return axes

@@ -10,11 +10,11 @@ import numpy as np
 from fastcore.basics import GetAttr, patch
 
 from ...core.errors import FinetuneError
-from ...core.figures import dots_and_intervals, styles, tick_values
+from ...core.figures import dots_and_intervals, percent_limits, styles, tick_values
 from ..engine import run_study
 from ..result import Result
 from ..search import SEARCH_SEED
-from ..stats import mean_ci
+from ..stats import in_units, mean_ci
 from ..study import Study
 
 # %% ../../../nbs/api/experiments/presets/00_compare.ipynb #c10148aa
@@ -240,7 +240,7 @@ def label_curve(
     study = replace(one, name=_short(task), arms=arms, reference=f"{one.reference}, {budgets[0]} labels", same_steps=False)
     return LabelCurve(run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet))
 
-# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #29ab10a0
+# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #6db9c6d1
 def plot_label_curve(
     comparisons:list, # of Comparison on one task with different budgets
     recipes=None, # names of the recipes to draw; None for those of the first comparison
@@ -254,9 +254,9 @@ def plot_label_curve(
     x, names, m = [c.labels for c in comparisons], recipes or [a["recipe"] for a in comparisons[0].arms], comparisons[0].result.metric_of()
     ax.set_xscale("log")
     for name, look in styles(names).items():
-        rows = [tuple(None if v is None else m.scale*v for v in (c[name]["mean"], *c[name]["ci95"])) for c in comparisons]
-        dots_and_intervals(ax, rows, at=x, looks=look, horizontal=False, line="-", label=name, bounds=(m.scale*m.low, m.scale*m.high))
-    tick_values(ax, x, log=10)
+        rows = [in_units(m, c[name]["mean"], *c[name]["ci95"]) for c in comparisons]
+        dots_and_intervals(ax, rows, at=x, looks=look, horizontal=False, line="-", label=name)
+    tick_values(ax, x, log=10); percent_limits(ax, low=m.scale*m.low, high=m.scale*m.high)
     ax.set_xlabel("labels per class (logarithmic)"); ax.set_ylabel(m.label()); ax.grid(alpha=.25); ax.legend(fontsize=9)
     ax.set_title(f"{comparisons[0].task}: mean of {len(comparisons[0].result.seeds)} seeds, 95 % interval", fontsize=10)
     return ax
