@@ -47,6 +47,12 @@ def gain(
     "How much better one value is than another."
     return self.sign * (value - than)
 
+@patch
+def finite(self:Metric, value) -> float:
+    "The value, or the worst one where a network that diverged has none; an open end is a thousand million."
+    worst = self.low if self.better == "higher" else self.high
+    return float(value) if abs(value) < 1e9 else min(max(worst, -1e9), 1e9)
+
 # %% ../../nbs/api/core/10_metric.ipynb #65a2acaa
 @patch(as_prop=True)
 def scale(self:Metric) -> float: # factor

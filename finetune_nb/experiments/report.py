@@ -95,13 +95,13 @@ def _search(result):
     return ["<h2>What was chosen, and how flat the optimum was</h2><p>Every arm tried as many settings as the others, on validation data, with labels of a seed that is not reported.</p>",
             html_table(result.search_table().reset_index(), index=False)]
 
-# %% ../../nbs/api/experiments/09_report.ipynb #ab305e62
+# %% ../../nbs/api/experiments/09_report.ipynb #b1095539
 def _facts(result):
     "What all arms have in common, and how it was computed."
     about, m = result.about, result.metric_of()
     facts = [f for f in about.get("facts", {}).values() if f]
     same = {k: v for k, v in (facts[0] if facts else {}).items() if v is not None and all(f.get(k) == v for f in facts)}
-    names = dict(source="task", data="data hash", model="model", weights="weights", labels="labels per class", items="training items", batch_size="items per step")
+    names = dict(source="task", data="data hash", model="model", weights="weights", labels="label budget", unit="counted in", items="training items", batch_size="items per step")
     steps = sorted({s for s in about["steps"].values() if s})
     cost = about["cost"]
     return {label: same[k] for k, label in names.items() if k in same} | {

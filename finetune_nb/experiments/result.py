@@ -72,7 +72,7 @@ def reference(self:Result) -> str:
     "The arm that the others are compared with."
     return self.study.reference or next(iter(self.arms))
 
-# %% ../../nbs/api/experiments/06_result.ipynb #214af9b6
+# %% ../../nbs/api/experiments/06_result.ipynb #587b9270
 @patch
 def values(
     self:Result,
@@ -97,7 +97,7 @@ def rows(
     arm:str,
     seed:int,
     split="test", # "valid", "test" or a shift
-) -> dict: # name -> array [N, ...], one row per item: output, target and what the target makes of them
+) -> dict: # name -> array [N, ...], one row per item: output, and what the target makes of it
     "What a run's network said about each item."
     if arm not in self.records: raise FinetuneError(unknown_name("arm", arm, self.records))
     if seed not in self.seeds: raise FinetuneError(f"seed {seed} was not run; there are {', '.join(map(str, self.seeds))}")

@@ -246,20 +246,20 @@ def _killed(job, keep_going):
         raise FinetuneError("a worker process was killed, most often for want of memory. Finished runs are kept; set workers = 1 in settings.ini and run it again")
     return failed(Path(job.where.store)/content_hash(job.config), job.config, "its process was killed twice, most often for want of memory")
 
-# %% ../../nbs/api/experiments/01_run_store.ipynb #e6741c79
+# %% ../../nbs/api/experiments/01_run_store.ipynb #7a41c18b
 def save_rows(
     folder:Path, # of a run
     name:str, # of the file
     rows:dict, # name -> array [N, ...], one row per item
 ) -> str: # name of the file
-    "Keep what a network said about each item; numbers with a fraction in half precision."
+    "Keep what a network said about each item; its outputs in half precision."
     import numpy as np, torch
-    def small(v):
+    def small(name, v):
         v = np.asarray(v)
-        if v.dtype.kind == "f": return v.astype(np.float16)
+        if v.dtype.kind == "f": return v.astype(np.float16 if name == "output" else np.float32)
         if v.dtype.kind in "iu" and v.size and -2**15 <= v.min() and v.max() < 2**15: return v.astype(np.int16)
         return v
-    save_tensors(folder/name, {k: torch.from_numpy(np.ascontiguousarray(small(v))) for k, v in rows.items()})
+    save_tensors(folder/name, {k: torch.from_numpy(np.ascontiguousarray(small(k, v))) for k, v in rows.items()})
     return name
 
 def load_rows(

@@ -17,7 +17,7 @@ from ..search import SEARCH_SEED
 from ..stats import in_units, mean_ci
 from ..study import Study
 
-# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #c10148aa
+# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #c67159ef
 def compare_study(
     task, # name of a task, a folder of photos, or a csv file of texts
     recipes=None, # names, sums such as "gradual + l2_sp", YAML files or Recipe objects; None for the basic six
@@ -26,6 +26,7 @@ def compare_study(
     reference=None, # recipe to compare with; None for full, or the first
     margin=None, # differences of at most this do not matter; None for the metric's
     rates=None, # learning rates that each recipe may try; None for the profile's number
+    unit="labels per class", # of the budget, for titles
     **shared, # fields that all arms have in common: model, weights, size, bs, skip_bad
 ) -> Study:
     "The study that `compare` runs."
@@ -35,7 +36,7 @@ def compare_study(
     if len(set(names)) < len(names): raise FinetuneError(f"a recipe is named twice: {', '.join(names)}")
     reference = reference or ("full" if "full" in names else names[0])
     if reference not in names: raise FinetuneError(f"the reference '{reference}' is not among the recipes {', '.join(names)}")
-    title = f"{_short(task)}, {labels} labels per class" if labels else f"{_short(task)}, all labels"
+    title = f"{_short(task)}, {labels} {unit}" if labels else f"{_short(task)}, all labels"
     return Study(title, shared=dict(task=str(task), labels=labels, measure=["shifts"]) | {k: v for k, v in shared.items() if v is not None},
                  arms={r.name: dict(recipe=r.to_dict()) for r in chosen}, trials=rates, reference=reference, margin=margin)
 
@@ -186,9 +187,9 @@ def compare(
     from finetune_nb.core.settings import settings
     from finetune_nb.data.registry import load_task
     settings(settings_file, profile=profile, seeds=seeds)
-    study = compare_study(task, recipes, labels=labels, reference=reference, margin=margin, rates=rates, model=model and str(model), weights=weights and str(weights),
-                          size=size, bs=bs, skip_bad=skip_bad or None)
-    load_task(task, size, skip_bad)
+    given = dict(reference=reference, margin=margin, rates=rates, model=model and str(model), weights=weights and str(weights), size=size, bs=bs, skip_bad=skip_bad or None)
+    compare_study(task, recipes, labels=labels, **given)  # recipes are checked before the data are read
+    study = compare_study(task, recipes, labels=labels, unit=load_task(task, size, skip_bad).target.unit, **given)
     return Comparison(run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet))
 
 # %% ../../../nbs/api/experiments/presets/00_compare.ipynb #4b2300ba
@@ -209,7 +210,7 @@ class LabelCurve(GetAttr):
         "The comparison at one budget; its verdicts are a family of their own."
         names = {a.fields["recipe"]["name"]: a.name for a in self.result.arms.values() if a.fields["labels"] == labels}
         base = self.result.arms[self.result.reference].fields["recipe"]["name"]
-        return Comparison(self.result.part(names, name=f"{self.result.study.name}, {labels} labels per class", reference=base))
+        return Comparison(self.result.part(names, name=f"{self.result.study.name}, {labels} {_unit(self.result)}", reference=base))
 
     def table(self): # -> DataFrame: one row per recipe and budget
         "Mean with interval, and what was chosen."
@@ -219,12 +220,14 @@ class LabelCurve(GetAttr):
         "What each recipe reaches over the number of labels."
         return plot_label_curve([self.at(n) for n in self.budgets], ax=ax)
 
-# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #b15f17b3
+# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #10c75105
+def _unit(result): return next(iter(result.about["facts"].values()))["unit"]
+
 def label_curve(
     task, # name of a task, a folder of photos, or a csv file of texts
     recipes=None, # as for `compare`
     *,
-    budgets=(1, 3, 10, 30), # labelled training items per class
+    budgets=(1, 3, 10, 30), # label budgets, in the unit of the task's target
     seeds=None, # number of repetitions; None for the settings'
     profile=None, # smoke, fast or full; None for the settings'
     reference=None, # recipe to compare with; None for full, or the first
@@ -240,14 +243,14 @@ def label_curve(
     study = replace(one, name=_short(task), arms=arms, reference=f"{one.reference}, {budgets[0]} labels", same_steps=False)
     return LabelCurve(run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet))
 
-# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #6db9c6d1
+# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #1ecd8b69
 def plot_label_curve(
     comparisons:list, # of Comparison on one task with different budgets
     recipes=None, # names of the recipes to draw; None for those of the first comparison
     *,
     ax=None, # matplotlib axes to draw on
 ): # -> matplotlib axes
-    "What is reached over labels per class, one line per recipe, with 95 % intervals."
+    "What is reached over the label budget, one line per recipe, with 95 % intervals."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(6.5, 3.8), layout="constrained")[1]
     comparisons = sorted(comparisons, key=lambda c: c.labels)
@@ -257,6 +260,6 @@ def plot_label_curve(
         rows = [in_units(m, c[name]["mean"], *c[name]["ci95"]) for c in comparisons]
         dots_and_intervals(ax, rows, at=x, looks=look, horizontal=False, line="-", label=name)
     tick_values(ax, x, log=10); percent_limits(ax, low=m.scale*m.low, high=m.scale*m.high)
-    ax.set_xlabel("labels per class (logarithmic)"); ax.set_ylabel(m.label()); ax.grid(alpha=.25); ax.legend(fontsize=9)
+    ax.set_xlabel(f"{_unit(comparisons[0].result)} (logarithmic)"); ax.set_ylabel(m.label()); ax.grid(alpha=.25); ax.legend(fontsize=9)
     ax.set_title(f"{comparisons[0].task}: mean of {len(comparisons[0].result.seeds)} seeds, 95 % interval", fontsize=10)
     return ax

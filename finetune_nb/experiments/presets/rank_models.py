@@ -43,9 +43,9 @@ def look(
             x = (data.batch(part)[0].as_subclass(torch.Tensor).float() / 255 - mean) / std
             body = model.forward_features(x)
             fs.append(model.forward_head(body, pre_logits=True)); ps.append(model.forward_head(body).softmax(1))
-    return torch.cat(fs).numpy(), task.labels["train"][task.budget(labels, seed)], torch.cat(ps).numpy()
+    return torch.cat(fs).numpy(), task.targets["train"][task.budget(labels, seed)], torch.cat(ps).numpy()
 
-# %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #6e347e03
+# %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #8dc3ca1e
 FIELDS = dict(
     task="digits", # as for `load_task`
     model="glyph_resnet", # name or folder
@@ -65,6 +65,7 @@ def prepare_scores(
     spec = FIELDS | spec
     check_scores(spec["scores"])
     task = load_task(spec["task"], spec["size"], spec["skip_bad"], quiet=True)
+    task.require("a score of a network's features", modality="image", target="classes")
     task.budget(spec["labels"], 0)
     where = Where(store, s.offline, task=str(spec["task"]), model=str(spec["model"]), skip_bad=spec["skip_bad"])
     config = dict(what="scores", task=task.name, data=task.data_hash, model=model_id(where.model), labels=spec["labels"], scores=list(spec["scores"]), size=spec["size"],
@@ -76,7 +77,7 @@ def check_scores(scores) -> None:
     for s in scores:
         if s not in SCORES: raise ModelError(unknown_name("score", s, SCORES))
 
-# %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #9dc00568
+# %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #140462bc
 def score_run(
     config:dict, # of `prepare_scores`
     where:Where,
@@ -88,7 +89,7 @@ def score_run(
     task, began = load_task(where.task, config["size"], where.skip_bad, quiet=True), time.perf_counter()
     try: model, own = load_pretrained(where.model, None, size=config["size"], offline=where.offline), True
     except ModelError:  # its weights came without a classifier
-        model, own = load_pretrained(where.model, len(task.classes), size=config["size"], offline=where.offline), False
+        model, own = load_pretrained(where.model, task.target.n_outputs, size=config["size"], offline=where.offline), False
     f, y, p = look(task, model, labels=config["labels"], seed=config["seed"])
     spent, found = {"features": time.perf_counter() - began}, {}
     for s in config["scores"]:
