@@ -84,7 +84,7 @@ BENEFITS = (
     Claim("less_compute", "benefits", "With a frozen body the same accuracy costs a fraction of the computing.", "vendors' guides to feature extraction",
           "REFERENCE: full fine-tuning costs 6N operations per token, a frozen backbone 2N, once if its features are kept", "Counted operations of the whole training, without the pre-training; a probe works here because the pre-training lies close.",
           study("less_compute", dict(task="digits", labels=30, measure=["flops"]), grid=dict(recipe=["full", "linear_probe"]), margin=.02),
-          (Contrast("operations, log10", "linear_probe", "full", "less", lambda r: float(np.log10(r["flops"])) if r.get("flops") else None, margin=.1, unit="powers of ten", counted=True), Contrast("accuracy", "linear_probe", "full", "same", margin=.02))),
+          (Contrast("operations, log10", "linear_probe", "full", "less", lambda r: float(np.log10(r["flops"])) if r.get("flops") else None, margin=.1, unit="powers of ten", counted=True), Contrast("test accuracy", "linear_probe", "full", "same", margin=.02))),
     Claim("adaptable", "benefits", "One pre-trained network serves many different tasks.", "model hubs; Kornblith et al. (2019)",
           "Kornblith et al.: better ImageNet models transfer better to most of twelve sets", "Four tasks, all of them characters; three of them have ten classes of letters each.",
           lambda: study("adaptable", dict(labels=3), arms={f"{t}, {r}": dict(task="digits" if t == "digits" else "scripts", recipe=r, change=[] if t == "digits" else [{"only": {"classes": letters(t)}}])

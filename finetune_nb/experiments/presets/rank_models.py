@@ -77,7 +77,7 @@ def check_scores(scores) -> None:
     for s in scores:
         if s not in SCORES: raise ModelError(unknown_name("score", s, SCORES))
 
-# %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #140462bc
+# %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #c6ae0aba
 def score_run(
     config:dict, # of `prepare_scores`
     where:Where,
@@ -107,7 +107,7 @@ def _source_result(name):
     from finetune_nb.models.load import BUNDLED
     folder = BUNDLED/name if (BUNDLED/name/"config.json").is_file() else Path(name).expanduser()
     results = (read_json(folder/"config.json").get("results") if (folder/"config.json").is_file() else None) or {}
-    return next((results[k] for k in sorted(results, reverse=True) if k.startswith("accuracy")), None)
+    return next((results[k] for k in sorted(results, reverse=True) if k.startswith("acc")), None)
 
 # %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #2179c6db
 def vision_models() -> list: # of names
