@@ -32,7 +32,8 @@ def price_of(
     "What computing for so long costs at the settings' prices (kWh = W * h * PUE / 1000)."
     s, hours = s or settings(), seconds / 3600
     if kwh is None: kwh = s.watts * hours * pue / 1000
-    return dict(compute_seconds=seconds, price=hours * (s.cpu_hour if device == "cpu" else s.gpu_hour), kwh=kwh, energy_price=kwh * s.kwh, co2_kg=kwh * s.co2_per_kwh)
+    return dict(compute_seconds=seconds, price=hours * (s.cpu_hour if device == "cpu" else s.gpu_hour), kwh=kwh,
+                energy_price=kwh * s.kwh, co2_kg=kwh * s.co2_per_kwh)
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #c82a34f7
 @contextmanager
@@ -46,14 +47,17 @@ def metered(
     try: from codecarbon import OfflineEmissionsTracker
     except ImportError: tracker = None
     # A country is asked for, but only its CO2 depends on it, and that is not used.
-    else: tracker = OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False, log_level="error", allow_multiple_runs=True)
+    else:
+        tracker = OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False, log_level="error",
+                                          allow_multiple_runs=True)
     found, began = {}, time.perf_counter()
     if tracker: tracker.start()
     try: yield found
     finally:
         if tracker: tracker.stop()
         kwh = tracker.final_emissions_data.energy_consumed * pue if tracker else None
-        found |= price_of(time.perf_counter() - began, s, device=device, pue=pue, kwh=kwh) | dict(energy_from="CodeCarbon" if tracker else f"{(s or settings()).watts:g} W assumed")
+        found |= (price_of(time.perf_counter() - began, s, device=device, pue=pue, kwh=kwh)
+                  | dict(energy_from="CodeCarbon" if tracker else f"{(s or settings()).watts:g} W assumed"))
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #91197dbb
 def median_ci(
@@ -77,6 +81,7 @@ class Measured:
     rate_ci95:tuple
     items:int  # in a batch
 
+# %% ../../nbs/api/experiments/08_cost.ipynb #bd23627f
 def measure_device(
     learn, # a learner, on the device to be measured
     recipe="full", # a Recipe or the name of one; the phase in which most trains
@@ -95,7 +100,8 @@ def measure_device(
             if i: seconds.append(time.perf_counter() - began)
     mid, low, high, _ = median_ci(seconds)
     f = counted["flops"]
-    return Measured(name or str(recipe), f, counted["operators"], mid, (low, high), f/mid, (f/high, f/low), learn.dls.train.bs)
+    return Measured(name or str(recipe), f, counted["operators"], mid, (low, high), f/mid, (f/high, f/low),
+                    learn.dls.train.bs)
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #3294cd42
 @dataclass
@@ -118,8 +124,10 @@ class Extrapolation:
     ): # -> dict: seconds with low and high, and beyond: how many times larger than anything measured
         "Forecast for a fit; low and high are the forecast divided and multiplied by `factor`."
         seconds = self.step(cost["total"], cost["operators"]*cost["steps"])
-        return dict(seconds=seconds, low=seconds/self.factor, high=seconds*self.factor, beyond=cost["per_step"]/self.largest)
+        return dict(seconds=seconds, low=seconds/self.factor, high=seconds*self.factor,
+                    beyond=cost["per_step"]/self.largest)
 
+# %% ../../nbs/api/experiments/08_cost.ipynb #91b5a5f8
 def _fit(points):
     from scipy.optimize import nnls
     # Divided by the measured seconds, so that relative errors count alike for small and large.
@@ -131,14 +139,17 @@ def extrapolate(
     points, # list of Measured: different networks or batch sizes on one device
 ): # -> Extrapolation
     "A model of the seconds of a training step and its leave-one-out error."
-    if len(points) < 4: raise FinetuneError(f"extrapolation needs at least 4 measured networks or batch sizes, got {len(points)}: one is left out each time, and two numbers are fitted to the rest")
+    if len(points) < 4:
+        raise FinetuneError(f"extrapolation needs at least 4 measured networks or batch sizes, got {len(points)}: one "
+                            "is left out each time, and two numbers are fitted to the rest")
     left = []
     for i, p in enumerate(points):
         a, b = _fit(points[:i] + points[i + 1:])
         forecast = float(a*p.operators + b*p.flops)
         left.append(dict(name=p.name, seconds=p.seconds, forecast=forecast, error=forecast/p.seconds - 1))
     a, b = _fit(points)
-    return Extrapolation(float(a), float(b), max(max(r["forecast"]/r["seconds"], r["seconds"]/max(r["forecast"], 1e-12)) for r in left), left, max(p.flops for p in points))
+    return Extrapolation(float(a), float(b), max(max(r["forecast"]/r["seconds"], r["seconds"]/max(r["forecast"], 1e-12))
+                                                 for r in left), left, max(p.flops for p in points))
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #ba9f4788
 @dataclass(frozen=True)
@@ -159,6 +170,7 @@ DEVICES = (  # rounded figures of the classes' data sheets; prices are round num
     Device("H100 class", 67e12, 990e12, 3.5, 700),
 )
 
+# %% ../../nbs/api/experiments/08_cost.ipynb #dda176cc
 def rented(
     cost, # of `fit_flops`
     runs=1, # fits
@@ -178,8 +190,10 @@ def rented(
         compute, start = [cost["total"]/(peak*u) for u in d.used[::-1]], [kernels*t for t in d.launch]
         low, high = (runs*(max(c, k) + idle) for c, k in zip(compute, start))
         kwh = [d.watts*t/3600*pue/1000 for t in (low, high)]
-        rows.append(dict(device=d.name, seconds_low=low, seconds_high=high, price_low=low/3600*d.hour, price_high=high/3600*d.hour, kwh_low=kwh[0], kwh_high=kwh[1],
-                         co2_kg_low=kwh[0]*s.co2_per_kwh, co2_kg_high=kwh[1]*s.co2_per_kwh, limit="starting kernels" if start[0] > compute[0] else "operations"))
+        rows.append(dict(device=d.name, seconds_low=low, seconds_high=high, price_low=low/3600*d.hour,
+                         price_high=high/3600*d.hour, kwh_low=kwh[0], kwh_high=kwh[1],
+                         co2_kg_low=kwh[0]*s.co2_per_kwh, co2_kg_high=kwh[1]*s.co2_per_kwh,
+                         limit="starting kernels" if start[0] > compute[0] else "operations"))
     return pd.DataFrame(rows).set_index("device")
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #dc70ba19
@@ -206,20 +220,26 @@ def cost_points(
     columns = ["name", "cost", "mean", "low", "high"]
     if not hasattr(result := getattr(result, "result", result), "records"):
         d = pd.DataFrame(result)
-        if missing := [c for c in columns[:3] if c not in d]: raise FinetuneError(f"points need the columns name, cost and mean; {', '.join(missing)} missing")
-        return d.assign(**{c: np.nan for c in columns[3:] if c not in d})[columns].astype({c: float for c in columns[1:]})
-    rows = [dict(name=r.arm, cost=_cost_of(r.arm, r.seconds, cost, result, s), mean=r.mean, low=r.low, high=r.high) for r in result.table().reset_index().itertuples()]
+        if missing := [c for c in columns[:3] if c not in d]:
+            raise FinetuneError(f"points need the columns name, cost and mean; {', '.join(missing)} missing")
+        return d.assign(**{c: np.nan for c in columns[3:] if c not in d})[columns].astype(
+            {c: float for c in columns[1:]})
+    rows = [dict(name=r.arm, cost=_cost_of(r.arm, r.seconds, cost, result, s), mean=r.mean, low=r.low, high=r.high)
+            for r in result.table().reset_index().itertuples()]
     d = pd.DataFrame(rows, columns=columns).astype({c: float for c in columns[1:]}).dropna(subset=columns[1:3])
     d.attrs["metric"] = result.metric_of().to_dict()
     return d
 
+# %% ../../nbs/api/experiments/08_cost.ipynb #4aa215c5
 def _cost_of(arm, seconds, cost, result, s):
     if isinstance(cost, dict):
         if arm not in cost: raise FinetuneError(unknown_name("arm in the costs", arm, cost))
         return cost[arm]
     device = (result.about or {}).get("settings", {}).get("device", "cpu")
-    found = dict(seconds=seconds) | ({} if seconds is None or np.isnan(seconds) else price_of(seconds, s, device="cpu" if device == "auto" else device))
-    if cost not in (known := ("seconds", "price", "kwh", "energy_price", "co2_kg")): raise FinetuneError(unknown_name("cost", cost, known))
+    found = dict(seconds=seconds) | ({} if seconds is None or np.isnan(seconds)
+                                     else price_of(seconds, s, device="cpu" if device == "auto" else device))
+    if cost not in (known := ("seconds", "price", "kwh", "energy_price", "co2_kg")):
+        raise FinetuneError(unknown_name("cost", cost, known))
     return found.get(cost)
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #68012c3b
@@ -230,7 +250,8 @@ def pareto(
     "Which points are worth their cost."
     d = cost_points(points, **kwargs)
     sign = _metric(d).sign
-    d = d.assign(gain=sign*d["mean"], sure=sign*(d.low if sign > 0 else d.high), most=sign*(d.high if sign > 0 else d.low))
+    d = d.assign(gain=sign*d["mean"], sure=sign*(d.low if sign > 0 else d.high),
+                 most=sign*(d.high if sign > 0 else d.low))
     d = d.sort_values(["cost", "gain"], ascending=[True, False], ignore_index=True)
     status, by = [], []
     for p in d.itertuples():
@@ -258,11 +279,14 @@ def plot_pareto(
     from matplotlib.lines import Line2D
     d, given = pareto(points, **kwargs), cost_points(points, **kwargs)
     m = _metric(given)
-    if (d.cost <= 0).any(): raise FinetuneError(f"a logarithmic axis needs costs above 0; '{d.name[d.cost.argmin()]}' costs {d.cost.min():g}")
+    if (d.cost <= 0).any():
+        raise FinetuneError(
+            f"a logarithmic axis needs costs above 0; '{d.name[d.cost.argmin()]}' costs {d.cost.min():g}")
     if ax is None: ax = plt.subplots(figsize=(7.5, 4), layout="constrained")[1]
     looks = styles(given.name)
     rows = [in_units(m, p.mean, p.low, p.high) for p in d.itertuples()]
-    dots_and_intervals(ax, rows, at=list(d.cost), looks=[looks[n] for n in d.name], horizontal=False, filled=list(d.status != "dominated"))
+    dots_and_intervals(ax, rows, at=list(d.cost), looks=[looks[n] for n in d.name], horizontal=False,
+                       filled=list(d.status != "dominated"))
     for name, look in looks.items(): ax.plot([], [], ls="", label=name, **look)
     front = d[d.status == "front"]
     x, y = [*front.cost, d.cost.max()*1.1], [*(m.scale*front["mean"]), m.scale*front["mean"].iloc[-1]]
@@ -270,10 +294,12 @@ def plot_pareto(
     _cost_axis(ax, label); ax.set_ylabel(m.label()); ax.grid(alpha=.25)
     percent_limits(ax, low=m.scale*m.low, high=m.scale*m.high)
     handles = ax.get_legend_handles_labels()[0] + [Line2D([], [], color="#444444", lw=1, ls="--", label="front")]
-    if (d.status == "dominated").any(): handles.append(Line2D([], [], ls="", marker="o", mfc="white", mec="#444444", label="dominated"))
+    if (d.status == "dominated").any():
+        handles.append(Line2D([], [], ls="", marker="o", mfc="white", mec="#444444", label="dominated"))
     ax.legend(handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, .5), frameon=False)
     return ax
 
+# %% ../../nbs/api/experiments/08_cost.ipynb #621eeb24
 def _cost_axis(ax, label):
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     ax.set_xscale("log"); ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -30,6 +30,7 @@ def run_study(
     "Do the runs of a study that are not done yet."
     return run_studies([study], profile, **kwargs)[0]
 
+# %% ../../nbs/api/experiments/07_engine.ipynb #972b99a9
 def run_studies(
     studies:list, # of Study
     profile=None, # smoke, fast or full; None for the settings'
@@ -46,7 +47,8 @@ def run_studies(
     listed = isinstance(seeds, (list, tuple))
     s = settings(settings_file, profile=profile, seeds=None if listed else seeds)
     store = str(Path(s.cache)/"runs")
-    work = [_Work(study.at(s.profile), s, store, list(seeds) if listed else None, change) for study in studies]  # everything that can be wrong is found here
+    # everything that can be wrong is found here
+    work = [_Work(study.at(s.profile), s, store, list(seeds) if listed else None, change) for study in studies]
     for folder in (store, out):
         if folder: writable_folder(folder)
     name = studies[0].name if len(studies) == 1 else f"{len(studies)} studies"
@@ -58,13 +60,14 @@ def run_studies(
     for (w, a, _), r in zip(jobs, do([(w.study.kind, j) for w, _, j in jobs], name)): w.keep(a, r)
     return [w.result(s) for w in work]
 
+# %% ../../nbs/api/experiments/07_engine.ipynb #3f6756c4
 def _do(jobs, what, s, quiet, backend, address):
     "Records of (kind, Job), in their order."
     records = [None]*len(jobs)
     for kind in dict.fromkeys(k for k, _ in jobs):
         mine, of = [i for i, (k, _) in enumerate(jobs) if k == kind], KINDS[kind]
-        got = do_runs([jobs[i][1] for i in mine], of.load("work"), measure=of.load("measure"), workers=s.workers, what=what, quiet=quiet,
-                      keep_going=True, backend=backend, address=address)
+        got = do_runs([jobs[i][1] for i in mine], of.load("work"), measure=of.load("measure"), workers=s.workers,
+                      what=what, quiet=quiet, keep_going=True, backend=backend, address=address)
         for i, r in zip(mine, got): records[i] = r
     return records
 
@@ -77,7 +80,8 @@ class _Work:
         self.arms, trials = study.points(), study.trials or s.budget.rates
         self.seeds = seeds or list(range(s.seeds or study.seeds or s.budget.seeds))
         more = [change] if isinstance(change, (str, dict)) else list(change)
-        self.fields = {a: arm.fields | (dict(change=[*arm.fields.get("change", ()), *more]) if more else {}) for a, arm in self.arms.items()}
+        self.fields = {a: arm.fields | (dict(change=[*arm.fields.get("change", ()), *more]) if more else {})
+                       for a, arm in self.arms.items()}
         prepare = kind.load("prepare") or (lambda *args: prepare_plain(kind, *args))
         self.made = {}
         for a in self.arms:
@@ -97,7 +101,8 @@ class _Work:
 
 # %% ../../nbs/api/experiments/07_engine.ipynb #d4e67435
 @patch
-def job(self:_Work, a, seed, params, search): return self.made[a].make(seed, search=search, steps=self.steps[a], **params)
+def job(self:_Work, a, seed, params, search):
+    return self.made[a].make(seed, search=search, steps=self.steps[a], **params)
 
 @patch
 def ask(self:_Work):
@@ -116,6 +121,7 @@ def note(self:_Work, a, record):
     self.tried_seconds += r.get("seconds", 0.)
     self.found[a].append((value, r.get("valid_loss", 0.), done, r.get("seconds", 0.)))
 
+# %% ../../nbs/api/experiments/07_engine.ipynb #e914c7da
 @patch
 def tell(self:_Work):
     for a, h in self.hunts.items(): h.tell(self.found[a], self.sign)
@@ -132,6 +138,7 @@ def keep(self:_Work, a, record): self.records[a].append(record)
 def result(self:_Work, s) -> Result:
     seconds = sum(r["results"].get("seconds", 0.) for rs in self.records.values() for r in rs) + self.tried_seconds
     device = next((r["config"].get("device", "cpu") for rs in self.records.values() for r in rs), "cpu")
-    about = dict(settings=s.record() | dict(seeds=len(self.seeds)), versions=versions(), seconds=seconds, cost=price_of(seconds, s, device=device),
+    about = dict(settings=s.record() | dict(seeds=len(self.seeds)), versions=versions(), seconds=seconds,
+                 cost=price_of(seconds, s, device=device),
                  steps=self.steps, facts={a: m.about for a, m in self.made.items()})
     return Result(self.study, self.seeds, self.arms, self.records, self.chosen, about)

@@ -24,20 +24,29 @@ def conclusions(
     for a in result.arms:
         for status in ("diverged", "failed"):
             if n := result.count(a, status):
-                why = next(r["results"].get("why", "") for r in result.records[a] if r["results"].get("status") == status)
+                why = next(r["results"].get("why", "")
+                           for r in result.records[a] if r["results"].get("status") == status)
                 out.append(f"{a}: {n} of {len(result.seeds)} runs {status}, the first because {why}")
     edge = [a for a, c in result.chosen.items() if c.at_edge]
-    if edge: out.append(f"the learning rate chosen for {'; '.join(edge)} is the last of its grid: with a longer grid it might do better")
+    if edge:
+        out.append(f"the learning rate chosen for {'; '.join(edge)} is the last of its grid: with a longer grid it "
+                   "might do better")
     return out
 
+# %% ../../nbs/api/experiments/09_report.ipynb #cc825913
 def _line(c, result):
     if c["mean"] is None: return f"{c['arm']} against {c['against']}: no pair of runs gave numbers"
     m, (low, high) = result.metric_of(), c["ci95"]
-    verdict = f"no difference of more than {m.points(result.margin, sign=False)}" if c["verdict"].startswith("no difference") else c["verdict"]
-    interval = "one seed, no interval" if low is None else f"95 % interval {m.number(low, sign=True)} to {m.number(high, sign=True)}"
-    p = "" if c["p_holm"] is None else f", p {c['p_holm']:.2g}" + (f" after Holm's correction for {c['family_size']}" if c["family_size"] > 1 else "")
-    more = f"; {c['seeds_needed']} seeds would tell a difference as large as this" if c["verdict"] == "undecided" and c["seeds_needed"] and c["seeds_needed"] > c["n"] else ""
-    return f"{c['arm']} against {c['against']}: {verdict}, {m.points(c['mean'])} ({interval}{p}){more}" + (f"; {c['note']}" if c["note"] else "")
+    verdict = (f"no difference of more than {m.points(result.margin, sign=False)}"
+               if c["verdict"].startswith("no difference") else c["verdict"])
+    interval = ("one seed, no interval" if low is None
+                else f"95 % interval {m.number(low, sign=True)} to {m.number(high, sign=True)}")
+    p = ("" if c["p_holm"] is None else f", p {c['p_holm']:.2g}"
+         + (f" after Holm's correction for {c['family_size']}" if c["family_size"] > 1 else ""))
+    more = (f"; {c['seeds_needed']} seeds would tell a difference as large as this" if c["verdict"] == "undecided"
+            and c["seeds_needed"] and c["seeds_needed"] > c["n"] else "")
+    return (f"{c['arm']} against {c['against']}: {verdict}, {m.points(c['mean'])} ({interval}{p}){more}"
+            + (f"; {c['note']}" if c["note"] else ""))
 
 # %% ../../nbs/api/experiments/09_report.ipynb #ac5509f6
 def save_report(
@@ -48,7 +57,8 @@ def save_report(
     result, folder = getattr(given, "result", given), writable_folder(folder)
     paths = {n: folder/n for n in ("study.yaml", "results.csv", "search.csv", "summary.json")}
     result.study.to_yaml(paths["study.yaml"])
-    for name, frame in (("results.csv", result.frame()), ("search.csv", result.search_frame())): write_text(paths[name], frame.to_csv(index=False, lineterminator="\n"))
+    for name, frame in (("results.csv", result.frame()), ("search.csv", result.search_frame())):
+        write_text(paths[name], frame.to_csv(index=False, lineterminator="\n"))
     write_json(paths["summary.json"], summary(given))
     figures = _figures(given, result)
     pictures = save_figures(folder, {n: f for n, (f, _) in figures.items()})
@@ -56,6 +66,7 @@ def save_report(
     _page(paths["report.html"], given, result, {n: html_picture(pictures[n], alt) for n, (_, alt) in figures.items()})
     return paths
 
+# %% ../../nbs/api/experiments/09_report.ipynb #60e0dcde
 def summary(
     given, # a Result or a view of one
 ) -> dict: # of plain types
@@ -67,32 +78,45 @@ def _figures(given, result):
     m = result.metric_of()
     out = {"arms.png": (result.plot_with_differences()[0].figure, f"{m.label()} and paired differences of each arm")}
     if result.has_curves(): out["curves.png"] = (result.plot_curves().figure, "Validation results over optimiser steps")
-    if len(points := cost_points(given)) and (points.cost > 0).all(): out["pareto.png"] = (plot_pareto(given).figure, f"{m.name} over seconds per run")
+    if len(points := cost_points(given)) and (points.cost > 0).all():
+        out["pareto.png"] = (plot_pareto(given).figure, f"{m.name} over seconds per run")
     if result.shifts(): out["shifts.png"] = (result.plot_shifts().figure, "Differences on each changed test set")
-    if hasattr(given, "plot_agreement"): out["agreement.png"] = (given.plot_agreement().figure, "How well each score ranks the models")
+    if hasattr(given, "plot_agreement"):
+        out["agreement.png"] = (given.plot_agreement().figure, "How well each score ranks the models")
     return out
 
 # %% ../../nbs/api/experiments/09_report.ipynb #3370c754
 def _page(path, given, result, pictures):
     study, m = result.study, result.metric_of()
-    body = [f"<p>{escape(study.about)}</p>" if study.about else "", html_list(conclusions(given)), pictures["arms.png"], html_table(given.table().reset_index(), index=False), _rule(result, m)]
-    if about := {a.name: a.about for a in result.arms.values() if a.about}: body += ["<h2>The arms</h2>", html_facts(about)]
-    if "agreement.png" in pictures: body += ["<h2>The models, and how well scores rank them</h2>", pictures["agreement.png"], html_table(given.models_table().reset_index(), index=False)]
+    body = [f"<p>{escape(study.about)}</p>" if study.about else "", html_list(conclusions(given)), pictures["arms.png"],
+            html_table(given.table().reset_index(), index=False), _rule(result, m)]
+    if about := {a.name: a.about for a in result.arms.values() if a.about}:
+        body += ["<h2>The arms</h2>", html_facts(about)]
+    if "agreement.png" in pictures:
+        body += ["<h2>The models, and how well scores rank them</h2>", pictures["agreement.png"],
+                 html_table(given.models_table().reset_index(), index=False)]
     if "curves.png" in pictures: body += ["<h2>On the way</h2>", pictures["curves.png"]]
-    if "pareto.png" in pictures: body += ["<h2>What it brings and what it costs</h2><p>Dashed: what no other arm beats in both. Hollow: surely beaten, the intervals do not meet.</p>", pictures["pareto.png"]]
+    if "pareto.png" in pictures:
+        body += ["<h2>What it brings and what it costs</h2><p>Dashed: what no other arm beats in both. Hollow: surely "
+                 "beaten, the intervals do not meet.</p>", pictures["pareto.png"]]
     if "shifts.png" in pictures:
-        body += ["<h2>When the test items change</h2><p>The same test items after one change each; nothing was trained or chosen on them.</p>", pictures["shifts.png"]]
+        body += ["<h2>When the test items change</h2><p>The same test items after one change each; nothing was trained "
+                 "or chosen on them.</p>", pictures["shifts.png"]]
         if hasattr(given, "shifts_table"): body.append(html_table(given.shifts_table(), index=False))
-    body += _search(result) + ["<h2>What this was run with</h2>", html_facts(_facts(result)), f"<h2>The study</h2><pre>{escape(study.to_yaml())}</pre>"]
+    body += _search(result) + ["<h2>What this was run with</h2>", html_facts(_facts(result)),
+                               f"<h2>The study</h2><pre>{escape(study.to_yaml())}</pre>"]
     write_page(path, study.name, result.about["settings"].get("name") or "finetune_nb", "\n".join(body))
 
 def _rule(result, m):
     return f'''<p class="small">Differences are paired by seed and taken against {escape(result.reference)}; verdicts are corrected by Holm's method as one family.
 "No difference" means within ±{escape(m.points(result.margin, sign=False))}, named beforehand, and is asked first. Intervals are for one comparison at a time.</p>'''
 
+# %% ../../nbs/api/experiments/09_report.ipynb #98e782c2
 def _search(result):
-    if not any(c.tried for c in result.chosen.values()): return ["<h2>What was chosen</h2><p>Every arm came with its settings.</p>"]
-    return ["<h2>What was chosen, and how flat the optimum was</h2><p>Every arm tried as many settings as the others, on validation data, with labels of a seed that is not reported.</p>",
+    if not any(c.tried for c in result.chosen.values()):
+        return ["<h2>What was chosen</h2><p>Every arm came with its settings.</p>"]
+    return ["<h2>What was chosen, and how flat the optimum was</h2><p>Every arm tried as many settings as the others, "
+            "on validation data, with labels of a seed that is not reported.</p>",
             html_table(result.search_table().reset_index(), index=False)]
 
 # %% ../../nbs/api/experiments/09_report.ipynb #b1095539
@@ -101,11 +125,15 @@ def _facts(result):
     about, m = result.about, result.metric_of()
     facts = [f for f in about.get("facts", {}).values() if f]
     same = {k: v for k, v in (facts[0] if facts else {}).items() if v is not None and all(f.get(k) == v for f in facts)}
-    names = dict(source="task", data="data hash", model="model", weights="weights", labels="label budget", unit="counted in", items="training items", batch_size="items per step")
+    names = dict(source="task", data="data hash", model="model", weights="weights", labels="label budget",
+                 unit="counted in", items="training items", batch_size="items per step")
     steps = sorted({s for s in about["steps"].values() if s})
     cost = about["cost"]
     return {label: same[k] for k, label in names.items() if k in same} | {
         "optimiser steps": " to ".join(map(str, dict.fromkeys((steps[0], steps[-1])))) if steps else "none",
-        "metric": m.label(), "chosen by": result.choose_by, "margin": m.points(result.margin, sign=False), "seeds": len(result.seeds),
-        "computing": f"{cost['compute_seconds']:.0f} s on {about['settings']['device']}; {cost['price']:.4f} for the machine, {cost['kwh']:.5f} kWh, {cost['co2_kg']:.5f} kg CO2 at the settings' rates",
-        "settings": ", ".join(f"{k} = {v}" for k, v in about["settings"].items() if v != ""), "versions": ", ".join(f"{k} {v}" for k, v in about["versions"].items())}
+        "metric": m.label(), "chosen by": result.choose_by, "margin": m.points(result.margin, sign=False),
+        "seeds": len(result.seeds),
+        "computing": f"{cost['compute_seconds']:.0f} s on {about['settings']['device']}; {cost['price']:.4f} for the "
+                     f"machine, {cost['kwh']:.5f} kWh, {cost['co2_kg']:.5f} kg CO2 at the settings' rates",
+        "settings": ", ".join(f"{k} = {v}" for k, v in about["settings"].items() if v != ""),
+        "versions": ", ".join(f"{k} {v}" for k, v in about["versions"].items())}

@@ -49,6 +49,7 @@ def choose_by(self:Result) -> str:
     "The result that settings were chosen by."
     return self.study.choose_by or self._said("choose_by") or "valid_loss"
 
+# %% ../../nbs/api/experiments/06_result.ipynb #0d29b3f1
 @patch
 def metric_of(
     self:Result,
@@ -57,10 +58,13 @@ def metric_of(
     "What a number is."
     if isinstance(key, Metric): return key
     key = self.primary if key is None else key
-    if callable(key): return Metric(getattr(key, "__name__", "value"), low=-math.inf, high=math.inf, unit="", margin=self.study.margin or .01)
+    if callable(key):
+        return Metric(getattr(key, "__name__", "value"), low=-math.inf, high=math.inf, unit="",
+                      margin=self.study.margin or .01)
     found = next((r["metrics"][key] for r in self.results if key in r.get("metrics", {})), None)
     if found: return Metric.from_dict(found)
-    return Metric(key.replace("_", " "), better="lower" if key.endswith("loss") else "higher", low=-math.inf, high=math.inf, unit="", margin=self.study.margin or .01)
+    return Metric(key.replace("_", " "), better="lower" if key.endswith("loss") else "higher", low=-math.inf,
+                  high=math.inf, unit="", margin=self.study.margin or .01)
 
 @patch(as_prop=True)
 def margin(self:Result) -> float:
@@ -79,7 +83,8 @@ def values(
     arm:str,
     metric=None, # key of the results; a function of one run's results; a Metric with a score; None for the primary one
     *,
-    split=None, # give a function, or a Metric's score, the per-item rows of this split; None for the test split of a Metric
+    # give a function, or a Metric's score, the per-item rows of this split; None for the test split of a Metric
+    split=None,
 ) -> list: # one number per seed; None where a run gave none
     "One number per seed."
     if arm not in self.records: raise FinetuneError(unknown_name("arm", arm, self.records))
@@ -91,6 +96,7 @@ def values(
     out = [None if r["results"].get("status") == "failed" else of(i, r) for i, r in enumerate(self.records[arm])]
     return [None if v is None or not np.isfinite(v) else float(v) for v in out]
 
+# %% ../../nbs/api/experiments/06_result.ipynb #4a79daa5
 @patch
 def rows(
     self:Result,
@@ -100,12 +106,14 @@ def rows(
 ) -> dict: # name -> array [N, ...], one row per item: output, and what the target makes of it
     "What a run's network said about each item."
     if arm not in self.records: raise FinetuneError(unknown_name("arm", arm, self.records))
-    if seed not in self.seeds: raise FinetuneError(f"seed {seed} was not run; there are {', '.join(map(str, self.seeds))}")
+    if seed not in self.seeds:
+        raise FinetuneError(f"seed {seed} was not run; there are {', '.join(map(str, self.seeds))}")
     record = self.records[arm][self.seeds.index(seed)]
     files = record["results"].get("rows", {})
     if split not in files: raise FinetuneError(unknown_name("split with per-item outputs", split, files))
     return load_rows(record["folder"], files[split])
 
+# %% ../../nbs/api/experiments/06_result.ipynb #e7b01b99
 @patch
 def predictions(
     self:Result,
@@ -133,10 +141,12 @@ def table(
     for a in self.arms:
         got = [v for v in self.values(a, metric) if v is not None]
         i = interval(got) if got else dict(mean=None, low=None, high=None, method="no run")
-        rows.append(dict(arm=a, mean=i["mean"], low=i["low"], high=i["high"], interval=i["method"], n=len(got), diverged=self.count(a, "diverged"),
-                         failed=self.count(a, "failed"), **{f"chosen {k}": v for k, v in self.chosen[a].params.items()}, seconds=self.seconds(a)))
+        rows.append(dict(arm=a, mean=i["mean"], low=i["low"], high=i["high"], interval=i["method"],
+                         n=len(got), diverged=self.count(a, "diverged"), failed=self.count(a, "failed"),
+                         **{f"chosen {k}": v for k, v in self.chosen[a].params.items()}, seconds=self.seconds(a)))
     return pd.DataFrame(rows).set_index("arm")
 
+# %% ../../nbs/api/experiments/06_result.ipynb #5d10756a
 @patch
 def seconds(self:Result, arm:str) -> float: # None if nothing was timed
     "Mean seconds of a run, measurements included."
@@ -151,7 +161,8 @@ def frame(self:Result): # -> DataFrame: one row per run
     for a, records in self.records.items():
         fields = {k: str(v) if isinstance(v, (dict, list, tuple)) else v for k, v in self.arms[a].fields.items()}
         for seed, r in zip(self.seeds, records):
-            numbers = {k: v for k, v in r["results"].items() if isinstance(v, (int, float, str)) and k not in ("why", "primary", "choose_by")}
+            numbers = {k: v for k, v in r["results"].items()
+                       if isinstance(v, (int, float, str)) and k not in ("why", "primary", "choose_by")}
             rows.append(dict(arm=a, seed=seed) | fields | self.chosen[a].params | numbers)
     return pd.DataFrame(rows)
 
@@ -167,11 +178,14 @@ def contrasts(
     "Paired differences of arms, corrected as one family."
     pairs = pairs or [(a, self.reference) for a in self.arms if a != self.reference]
     m = self.metric_of(metric)
-    margin = margin if margin is not None else self.margin if metric is None else m.margin if self.study.margin is None else self.study.margin
-    made = [contrast(self.values(a, metric), self.values(b, metric), margin=margin, higher_is_better=m.better == "higher") | dict(arm=a, against=b, name=f"{a} minus {b}")
+    margin = (margin if margin is not None else self.margin if metric is None else m.margin if self.study.margin is None
+              else self.study.margin)
+    made = [contrast(self.values(a, metric), self.values(b, metric), margin=margin,
+                     higher_is_better=m.better == "higher") | dict(arm=a, against=b, name=f"{a} minus {b}")
             for a, b in pairs]
     return family(made) if made else []
 
+# %% ../../nbs/api/experiments/06_result.ipynb #52f93d76
 @patch
 def contrasts_table(
     self:Result,
@@ -180,7 +194,8 @@ def contrasts_table(
 ): # -> DataFrame: one row per pair
     "The differences as a table."
     import pandas as pd
-    rows = [{k: v for k, v in c.items() if not isinstance(v, (list, dict)) and k != "name"} | dict(low=c["ci95"][0], high=c["ci95"][1]) for c in self.contrasts(pairs, **kwargs)]
+    rows = [{k: v for k, v in c.items() if not isinstance(v, (list, dict)) and k != "name"}
+            | dict(low=c["ci95"][0], high=c["ci95"][1]) for c in self.contrasts(pairs, **kwargs)]
     return pd.DataFrame(rows).set_index(["arm", "against"])
 
 # %% ../../nbs/api/experiments/06_result.ipynb #1d319a71
@@ -188,14 +203,16 @@ def contrasts_table(
 def search_frame(self:Result): # -> DataFrame: one row per trial
     "What was tried."
     import pandas as pd
-    rows = [dict(arm=a, **t.params, value=t.value, loss=t.tie, status=t.status, chosen=t.params == c.params) for a, c in self.chosen.items() for t in c.tried]
+    rows = [dict(arm=a, **t.params, value=t.value, loss=t.tie, status=t.status, chosen=t.params == c.params)
+            for a, c in self.chosen.items() for t in c.tried]
     return pd.DataFrame(rows)
 
 @patch
 def search_table(self:Result): # -> DataFrame: one row per arm
     "What was chosen, whether at the edge of its list, and how flat the optimum was."
     import pandas as pd
-    rows = [dict(arm=a, trials=len(c.tried), **c.params, at_edge=c.at_edge, behind_best=c.second, rates_as_good_up_to_factor=c.factor) for a, c in self.chosen.items()]
+    rows = [dict(arm=a, trials=len(c.tried), **c.params, at_edge=c.at_edge, behind_best=c.second,
+                 rates_as_good_up_to_factor=c.factor) for a, c in self.chosen.items()]
     return pd.DataFrame(rows).set_index("arm")
 
 # %% ../../nbs/api/experiments/06_result.ipynb #7bd89747
@@ -203,7 +220,8 @@ def search_table(self:Result): # -> DataFrame: one row per arm
 def shifts(self:Result) -> list: # names
     "Changed test sets that were measured."
     name = self.primary.removeprefix("test_")
-    return list(dict.fromkeys(k.removesuffix(f"_{name}") for r in self.results for k in r.get("metrics", {}) if k.endswith(f"_{name}") and k.removesuffix(f"_{name}") in _splits(r)))
+    return list(dict.fromkeys(k.removesuffix(f"_{name}") for r in self.results for k in r.get("metrics", {})
+                              if k.endswith(f"_{name}") and k.removesuffix(f"_{name}") in _splits(r)))
 
 def _splits(results): return [s for s in results.get("rows", {}) if s not in ("valid", "test")]
 
@@ -227,11 +245,13 @@ def plot(
     if ax is None: ax = row_figure(len(self.arms))
     got = [[v for v in self.values(a, metric) if v is not None] for a in self.arms]
     of = lambda g: in_units(m, *(interval(g)[k] for k in ("mean", "low", "high"))) if g else (None, None, None)
-    dots_and_intervals(ax, [of(g) for g in got], names=list(self.arms), runs=[[m.scale*v for v in g] for g in got], bounds=(m.scale*m.low, m.scale*m.high))
+    dots_and_intervals(ax, [of(g) for g in got], names=list(self.arms), runs=[[m.scale*v for v in g] for g in got],
+                       bounds=(m.scale*m.low, m.scale*m.high))
     ax.set_xlabel(label or m.label())
     ax.set_title(f"{self.study.name}: mean of {len(self.seeds)} seeds, 95 % interval", fontsize=10)
     return ax
 
+# %% ../../nbs/api/experiments/06_result.ipynb #ed175cea
 @patch
 def plot_differences(
     self:Result,
@@ -247,7 +267,8 @@ def plot_differences(
         runs.append([m.scale*(x - y) for x, y in zip(self.values(a), base) if None not in (x, y)] if c else [])
     dots_and_intervals(ax, rows, names=list(self.arms), runs=runs)
     margin_band(ax, m.scale*self.margin)
-    ax.set_xlabel(f"difference to {self.reference}, {m.points(0.).split(' ', 1)[-1]}" if m.unit else f"difference to {self.reference}")
+    ax.set_xlabel(f"difference to {self.reference}, {m.points(0.).split(' ', 1)[-1]}" if m.unit
+                  else f"difference to {self.reference}")
     ax.set_title(f"paired by seed, 95 % interval; grey: within ±{m.scale*self.margin:g}", fontsize=10)
     return ax
 
@@ -278,11 +299,14 @@ def plot_curves(
         x = [p["step"] for p in curves[0]]
         ci = [mean_ci([m.scale*c[i][key] for c in curves]) for i in range(len(x))]
         ax.plot(x, [mean for mean, *_ in ci], color=look["color"], marker=look["marker"], ms=3, label=a)
-        if ci[0][1] is not None: ax.fill_between(x, [lo for _, lo, _ in ci], [hi for *_, hi in ci], color=look["color"], alpha=.15, lw=0)
-    ax.set_xlabel("optimiser step"); ax.set_ylabel(m.label().replace("valid ", "validation ")); ax.grid(alpha=.25); ax.legend(fontsize=8, ncols=2, loc="lower right")
+        if ci[0][1] is not None:
+            ax.fill_between(x, [lo for _, lo, _ in ci], [hi for *_, hi in ci], color=look["color"], alpha=.15, lw=0)
+    ax.set_xlabel("optimiser step"); ax.set_ylabel(m.label().replace("valid ", "validation ")); ax.grid(alpha=.25)
+    ax.legend(fontsize=8, ncols=2, loc="lower right")
     percent_limits(ax, low=m.scale*m.low, high=m.scale*m.high)
     return ax
 
+# %% ../../nbs/api/experiments/06_result.ipynb #811dc598
 @patch
 def has_curves(self:Result) -> bool:
     "Was a curve recorded?"
@@ -300,9 +324,11 @@ def plot_shifts(
     for i, (a, look) in enumerate((a, look) for a, look in styles(self.arms).items() if a in names):
         mine = [c for c in rows if c["arm"] == a]
         at = [shifts.index(c["shift"]) + .8*((i + .5)/len(names) - .5) for c in mine]
-        dots_and_intervals(ax, [in_units(m, c["mean"], *c["ci95"], difference=True) for c in mine], at=at, looks=look, label=a)
+        dots_and_intervals(ax, [in_units(m, c["mean"], *c["ci95"], difference=True) for c in mine], at=at,
+                           looks=look, label=a)
     margin_band(ax, m.scale*self.margin)
-    ax.set_yticks(range(len(shifts)), shifts); ax.set_ylim(len(shifts) - .5, -.5); ax.grid(axis="x", alpha=.25); ax.legend(fontsize=8)
+    ax.set_yticks(range(len(shifts)), shifts); ax.set_ylim(len(shifts) - .5, -.5); ax.grid(axis="x", alpha=.25)
+    ax.legend(fontsize=8)
     unit = m.points(0.).split(" ", 1)[-1] if m.unit else ""
     ax.set_xlabel(f"difference to {self.reference}, {unit} (paired, 95 % interval)")
     ax.set_title(f"{self.study.name} on changed test items", fontsize=10)
@@ -313,8 +339,9 @@ def plot_shifts(
 def to_dict(self:Result) -> dict:
     "What `--json` prints and summary.json holds."
     plain = lambda frame: frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return dict(study=self.study.to_dict(), seeds=self.seeds, metric=self.primary, choose_by=self.choose_by, margin=self.margin, reference=self.reference,
-                arms=plain(self.table().reset_index()), contrasts=self.contrasts(), search=plain(self.search_frame()), **self.about)
+    return dict(study=self.study.to_dict(), seeds=self.seeds, metric=self.primary, choose_by=self.choose_by,
+                margin=self.margin, reference=self.reference, arms=plain(self.table().reset_index()),
+                contrasts=self.contrasts(), search=plain(self.search_frame()), **self.about)
 
 # %% ../../nbs/api/experiments/06_result.ipynb #f9521269
 @patch
@@ -329,6 +356,7 @@ def part(
     from dataclasses import replace
     pick = lambda x: {new: x[old] for new, old in names.items()}
     arms = {new: replace(a, name=new) for new, a in pick(self.arms).items()}
-    study = replace(self.study, name=name, arms={new: a.fields for new, a in arms.items()}, grid={}, reference=reference)
+    study = replace(self.study, name=name, arms={new: a.fields for new, a in arms.items()}, grid={},
+                    reference=reference)
     about = self.about | {k: pick(self.about[k]) for k in ("steps", "facts") if k in self.about}
     return Result(study, self.seeds, arms, pick(self.records), pick(self.chosen), about)

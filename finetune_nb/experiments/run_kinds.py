@@ -17,9 +17,12 @@ from .run_store import Job, Where, code_hash, model_id, versions
 class Kind:
     "What the runs of a study do."
     module:str  # where the rest is found
-    work:str  # function of (config, where, folder) -> results; with `measure`: of (config, where, folder, wanted, keep) -> Outcome
+    # function of (config, where, folder) -> results; with `measure`: of (config, where, folder, wanted, keep) ->
+    # Outcome
+    work:str
     fields:str = "FIELDS"  # dict of field -> default
-    prepare:str = None  # function of (spec, settings, store) -> Prepared; None: the fields, the seed and the rate are all that a run needs
+    # function of (spec, settings, store) -> Prepared; None: the fields, the seed and the rate are all that a run needs
+    prepare:str = None
     measure:str = None  # function that measures a finished run again, of `do_run`
 
     def load(self, what:str): # what the module calls so, or None
@@ -59,7 +62,8 @@ def prepare_plain(
     device, named = str(pick_device(s.device)), spec.get("model")
     where = Where(store, s.offline, model=named)
     # What the engine adds stands under `kind`; the rest are the run's own fields.
-    about = dict(work=kind.work, code=code, versions=versions(), data=_data_hash(spec), model=model_id(named) if named else None)
+    about = dict(work=kind.work, code=code, versions=versions(), data=_data_hash(spec),
+                 model=model_id(named) if named else None)
     def make(seed, lr=None, search=False, steps=None, **given):
         steps = {} if steps is None else dict(steps=steps)
         lr = lr if lr is not None else spec.get("lr")
@@ -72,6 +76,7 @@ def _data_hash(spec):
     from finetune_nb.data.registry import load_task
     return change_task(load_task(spec["task"], spec.get("size"), quiet=True), spec.get("change", ()), 0).data_hash
 
+# %% ../../nbs/api/experiments/03_run_kinds.ipynb #81dca842
 def plain(x):
     "Tuples as lists, all the way down: what JSON gives back."
     if isinstance(x, dict): return {k: plain(v) for k, v in x.items()}

@@ -97,7 +97,8 @@ def _write(folder, config, outcome, record=None):
     import json
     before = record or dict(measured={}, files={})
     files = before["files"] | {n: sha256(folder/n) for n in outcome.files}
-    new = dict(config=config, results=outcome.results if record is None else record["results"], measured=before["measured"] | outcome.measured, files=files)
+    new = dict(config=config, results=outcome.results if record is None else record["results"],
+               measured=before["measured"] | outcome.measured, files=files)
     new = json.loads(json.dumps(new, allow_nan=False))  # as it will be read
     write_json(folder/"run.json", new | dict(sha256=content_hash(new, 64)))
     return new
@@ -108,7 +109,8 @@ def trim_weights(
     keep_gb:float, # weights that may stay
 ) -> int: # files removed
     "Remove the weights that were unused for longest until the rest fits."
-    files = sorted(((f.stat().st_mtime_ns, f.stat().st_size, f) for f in Path(store).glob(f"*/{WEIGHTS}")), reverse=True)
+    files = sorted(((f.stat().st_mtime_ns, f.stat().st_size, f) for f in Path(store).glob(f"*/{WEIGHTS}")),
+                   reverse=True)
     total = removed = 0
     for _, size, f in files:
         total += size
@@ -119,11 +121,14 @@ def trim_weights(
 def do_run(
     config:dict, # everything that decides the training
     where:Where, # where things are on this machine
-    work, # called with (config, where, folder of the run), returns the results; with `measure` also with (wanted, keep), returns an Outcome
+    # called with (config, where, folder of the run), returns the results; with `measure` also with (wanted, keep),
+    # returns an Outcome
+    work,
     *,
     wanted=(), # measurements that shall be there
     keep=False, # keep the weights?
-    measure=None, # called with (config, where, folder, record, wanted), returns an Outcome, or None if it has to train again
+    # called with (config, where, folder, record, wanted), returns an Outcome, or None if it has to train again
+    measure=None,
     wait=True, # for another process that is at this run? False returns None at once
     keep_going=False, # turn an unexpected error into a result, with its traceback in failed.json?
 ): # -> dict(config, results, folder), or None
@@ -174,7 +179,8 @@ def _shown(record, wanted):
     "What somebody sees who asked for `wanted`: the same, whatever else was measured on this run."
     if "measured" not in record: return record  # failed
     results, found = dict(record["results"]), [record["measured"][str(w)] for w in wanted]
-    for f in found: results |= {k: results.get(k, {}) | v if isinstance(v, dict) else v for k, v in f.items() if k != "seconds"}
+    for f in found:
+        results |= {k: results.get(k, {}) | v if isinstance(v, dict) else v for k, v in f.items() if k != "seconds"}
     if found: results["seconds"] = results["train_seconds"] + sum(f.get("seconds", 0.) for f in found)
     return dict(config=record["config"], results=results, folder=record["folder"])
 
@@ -203,7 +209,8 @@ def do_runs(
     unique = {n: _union([j for m, j in zip(names, jobs) if m == n]) for n in dict.fromkeys(names)}
     got = {n: r for n, j in unique.items() if (r := _read(n, j))}
     todo = [n for n in unique if n not in got]
-    for record in _finish(unique, todo, got, work, measure, workers, what, quiet, keep_going, backend, address): _say(record)
+    for record in _finish(unique, todo, got, work, measure, workers, what, quiet, keep_going, backend, address):
+        _say(record)
     for store, gb in {(j.where.store, j.where.keep_gb) for j in jobs if j.keep}: trim_weights(store, gb)
     return [_shown(got[n], j.wanted) for n, j in zip(names, jobs)]
 
@@ -212,13 +219,15 @@ def _union(jobs):
     wanted = {str(w): w for j in jobs for w in j.wanted}
     return jobs[0]._replace(wanted=tuple(wanted.values()), keep=any(j.keep for j in jobs))
 
+# %% ../../nbs/api/experiments/01_run_store.ipynb #8f81051e
 def _read(name, job):
     folder = Path(job.where.store)/name
     record, _ = read_run(folder)
     return record | dict(folder=str(folder)) if record and not _missing(record, job.wanted) else None
 
 def _say(record):
-    if record.get("again"): print(f"run {Path(record['folder']).name}: {record['again']}; it was done again", file=sys.stderr)
+    if record.get("again"):
+        print(f"run {Path(record['folder']).name}: {record['again']}; it was done again", file=sys.stderr)
 
 # %% ../../nbs/api/experiments/01_run_store.ipynb #b9784c81
 def _finish(unique, todo, got, work, measure, workers, what, quiet, keep_going, backend, address):
@@ -243,8 +252,10 @@ def _finish(unique, todo, got, work, measure, workers, what, quiet, keep_going, 
 
 def _killed(job, keep_going):
     if not keep_going:
-        raise FinetuneError("a worker process was killed, most often for want of memory. Finished runs are kept; set workers = 1 in settings.ini and run it again")
-    return failed(Path(job.where.store)/content_hash(job.config), job.config, "its process was killed twice, most often for want of memory")
+        raise FinetuneError("a worker process was killed, most often for want of memory. Finished runs are kept; set "
+                            "workers = 1 in settings.ini and run it again")
+    return failed(Path(job.where.store)/content_hash(job.config), job.config,
+                  "its process was killed twice, most often for want of memory")
 
 # %% ../../nbs/api/experiments/01_run_store.ipynb #7a41c18b
 def save_rows(

@@ -28,6 +28,7 @@ class Trial:
     status:str = "done"
     seconds:float = 0.
 
+# %% ../../nbs/api/experiments/05_search.ipynb #bc849396
 @dataclass
 class Chosen:
     "What an arm's search came to."
@@ -67,12 +68,16 @@ class Search:
         self.tried, self._open = [], []
         if self.space: self._begin(trials, name)
 
+# %% ../../nbs/api/experiments/05_search.ipynb #83e1c3a7
 def _space(arm, recipe, trials, name):
     "field -> list of values or range"
     wanted = {"lr": "recipe"} if arm.search is None else arm.search
-    if recipe is not None and recipe.lr is not None: wanted = {k: v for k, v in wanted.items() if k != "lr"}  # the recipe came with its rate
+    # the recipe came with its rate
+    if recipe is not None and recipe.lr is not None: wanted = {k: v for k, v in wanted.items() if k != "lr"}
     if wanted.get("lr") == "recipe":
-        if recipe is None: raise FinetuneError(f"study '{name}': only a training has a recipe with rates; give the search a list of rates (lr)")
+        if recipe is None:
+            raise FinetuneError(
+                f"study '{name}': only a training has a recipe with rates; give the search a list of rates (lr)")
         wanted = wanted | {"lr": search_grid(recipe, trials)}
     return {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in wanted.items()}
 
@@ -82,7 +87,8 @@ def _begin(self:Search, trials, name):
     "A grid has an order that is drawn if there are more points than trials; a range has a sampler."
     if self.listed:
         every = [dict(zip(self.space, values)) for values in itertools.product(*self.space.values())]
-        order = range(len(every)) if len(every) <= trials else rng(SEARCH_SEED, "grid", name).permutation(len(every))[:trials]
+        order = (range(len(every)) if len(every) <= trials
+                 else rng(SEARCH_SEED, "grid", name).permutation(len(every))[:trials])
         self.queue = [every[i] for i in order]
         return
     import optuna
@@ -90,7 +96,8 @@ def _begin(self:Search, trials, name):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=SEARCH_SEED, n_startup_trials=_BATCH, constant_liar=True)
     self.optuna = optuna.create_study(direction="maximize", sampler=sampler)
-    one = lambda v: CategoricalDistribution(v) if isinstance(v, list) else FloatDistribution(v["low"], v["high"], log=v.get("log", True))
+    one = lambda v: CategoricalDistribution(v) if isinstance(v, list) else FloatDistribution(v["low"], v["high"],
+                                                                                             log=v.get("log", True))
     self.distributions = {k: one(v) for k, v in self.space.items()}
 
 @patch
@@ -114,6 +121,7 @@ def tell(
         self.tried.append(Trial(t if self.listed else t.params, value, *rest))
     self._open = []
 
+# %% ../../nbs/api/experiments/05_search.ipynb #33be2a3b
 @patch
 def _note(self:Search, t, value, sign):
     from optuna.trial import TrialState
@@ -132,4 +140,5 @@ def chosen(
     best = max(fit, key=lambda t: (t.status == "done", sign*t.value, -t.tie))
     values = sorted((sign*t.value for t in fit), reverse=True)
     near = [t.params["lr"] for t in fit if sign*t.value >= values[0] - within and "lr" in t.params]
-    return Chosen(best.params, self.tried, values[0] - values[1] if len(values) > 1 else None, max(near)/min(near) if near else None)
+    return Chosen(best.params, self.tried, values[0] - values[1] if len(values) > 1 else None,
+                  max(near)/min(near) if near else None)

@@ -21,7 +21,8 @@ def mean_ci(
 ) -> tuple: # (mean, low, high); low and high are None for fewer than two values
     "Mean and Student t interval. With few values the t interval is the wider and honest one."
     v = np.asarray(values, dtype=float)
-    if v.size == 0 or not np.isfinite(v).all(): raise FinetuneError(f"an interval needs finite numbers, got {list(values)}")
+    if v.size == 0 or not np.isfinite(v).all():
+        raise FinetuneError(f"an interval needs finite numbers, got {list(values)}")
     mean = float(v.mean())
     if v.size < 2: return mean, None, None
     if np.ptp(v) == 0: return mean, mean, mean
@@ -52,14 +53,16 @@ def interval(
     method="auto", # "t", "bootstrap", or "auto": t below `BOOTSTRAP_FROM` values, bootstrap from there on
 ) -> dict: # mean, low, high, n, method; low and high are None for a single value
     "Mean with a Student t or a BCa bootstrap interval (Efron, 1987), seeded, and the name of the method that made it."
-    if method not in ("auto", "t", "bootstrap"): raise FinetuneError(f"interval method '{method}' is unknown: give auto, t or bootstrap")
+    if method not in ("auto", "t", "bootstrap"):
+        raise FinetuneError(f"interval method '{method}' is unknown: give auto, t or bootstrap")
     mean, low, high = mean_ci(values, level)
     v = np.asarray(values, dtype=float)
     if v.size < 2 or np.ptp(v) == 0: how = "none: one value" if v.size < 2 else "none: all values equal"
     elif method == "t" or method == "auto" and v.size < BOOTSTRAP_FROM: how = "Student t"
     else:
         how = "BCa bootstrap"
-        low, high = map(float, stats.bootstrap((v,), np.mean, confidence_level=level, method="BCa", n_resamples=2000, rng=0).confidence_interval)
+        low, high = map(float, stats.bootstrap((v,), np.mean, confidence_level=level, method="BCa", n_resamples=2000,
+                                               rng=0).confidence_interval)
     return dict(mean=mean, low=low, high=high, n=int(v.size), method=how)
 
 # %% ../../nbs/api/experiments/00_stats.ipynb #53814c77
@@ -75,9 +78,11 @@ def paired_power(
     from statsmodels.stats.power import TTestPower  # here, because it takes seconds to import
     of = TTestPower().power
     p = of(abs(effect)/sd, n, alpha)
-    # Large effects come out as NaN. Up to 3.7 spreads that happens only where the power is 1 to four digits, so that is a lower bound.
+    # Large effects come out as NaN. Up to 3.7 spreads that happens only where the power is 1 to four digits, so that is
+    # a lower bound.
     return float(p if np.isfinite(p) else np.nan_to_num(of(min(abs(effect)/sd, 3.7), n, alpha), nan=1.))
 
+# %% ../../nbs/api/experiments/00_stats.ipynb #c7a47e22
 def seeds_needed(
     sd, # spread of the paired differences
     effect, # difference that should be found
@@ -87,7 +92,9 @@ def seeds_needed(
     most=10**6, # give up beyond
 ): # -> int, or None if there is nothing to find or more than `most` would be needed
     "The fewest seeds with which a paired t test finds a difference of `effect` with probability `power`."
-    if not (np.isfinite(sd) and np.isfinite(effect)) or sd < 0 or not 0 < power < 1: raise FinetuneError(f"seeds_needed needs a spread of at least 0, a finite effect and a power between 0 and 1, got {sd}, {effect}, {power}")
+    if not (np.isfinite(sd) and np.isfinite(effect)) or sd < 0 or not 0 < power < 1:
+        raise FinetuneError("seeds_needed needs a spread of at least 0, a finite effect and a power between 0 and 1, "
+                            f"got {sd}, {effect}, {power}")
     enough = lambda n: paired_power(sd, effect, n=n, alpha=alpha) >= power
     high = 2
     while not enough(high):
@@ -111,14 +118,19 @@ def contrast(
     name="", # for tables and plots
 ) -> dict: # of plain types
     "Paired difference `arm` minus `reference`: interval, t and sign-flip p-values, equivalence (two one-sided tests; Schuirmann, 1987), seeds needed, verdict."
-    if len(arm) != len(reference): raise FinetuneError(f"a paired comparison needs the same seeds in both arms, got {len(arm)} and {len(reference)}")
-    if not (np.isfinite(margin) and margin >= 0): raise FinetuneError(f"the margin must be a number of at least 0, got {margin}")
+    if len(arm) != len(reference):
+        raise FinetuneError(
+            f"a paired comparison needs the same seeds in both arms, got {len(arm)} and {len(reference)}")
+    if not (np.isfinite(margin) and margin >= 0):
+        raise FinetuneError(f"the margin must be a number of at least 0, got {margin}")
     lost = dict(arm=sum(v is None for v in arm), reference=sum(v is None for v in reference))
     n_failed = sum(a is None or b is None for a, b in zip(arm, reference))
     pairs = [[failed if v is None else v for v in pair] for pair in zip(arm, reference)]
     a, b = np.array([p for p in pairs if None not in p], dtype=float).reshape(-1, 2).T
-    out = dict(name=name, mean=None, ci95=[None, None], n=len(a), n_failed=n_failed, failed=lost, method="none: no pair left", margin=margin, level=level,
-               higher_is_better=higher_is_better, p_t=None, p_permutation=None, p_permutation_least=None, p_equivalence=None, seeds_needed=None, seeds_needed_margin=None)
+    out = dict(name=name, mean=None, ci95=[None, None], n=len(a), n_failed=n_failed, failed=lost,
+               method="none: no pair left", margin=margin, level=level,
+               higher_is_better=higher_is_better, p_t=None, p_permutation=None, p_permutation_least=None,
+               p_equivalence=None, seeds_needed=None, seeds_needed_margin=None)
     if len(a):
         i = interval(a - b, level)
         out |= dict(mean=i["mean"], ci95=[i["low"], i["high"]], method=i["method"])
@@ -127,21 +139,26 @@ def contrast(
     out["note"] = _note(out, failed)
     return out
 
+# %% ../../nbs/api/experiments/00_stats.ipynb #b65b3d75
 def _flips(d, alternative="two-sided"):
     "p of flipping signs: exact up to 13 values, 10,000 random flips above."
-    return float(stats.permutation_test((d,), np.mean, permutation_type="samples", vectorized=True, n_resamples=10_000, alternative=alternative, rng=0).pvalue)
+    return float(stats.permutation_test((d,), np.mean, permutation_type="samples", vectorized=True, n_resamples=10_000,
+                                        alternative=alternative, rng=0).pvalue)
 
 def _tests(a, b, margin, level):
     d = a - b
     sd, least = float(d.std(ddof=1)), max(2 / 2**len(d), 2 / 10_001)
     if np.ptp(d) == 0: # no spread, no t: flipping signs remains valid
         p, sd = _flips(d) if d[0] else 1., 0.
-        return dict(p_t=p, p_permutation=p, p_permutation_least=least, p_equivalence=max(_flips(d + margin, "greater"), _flips(d - margin, "less")))
+        return dict(p_t=p, p_permutation=p, p_permutation_least=least,
+                    p_equivalence=max(_flips(d + margin, "greater"), _flips(d - margin, "less")))
     from statsmodels.stats.weightstats import ttost_paired
     p_equivalence = ttost_paired(a, b, -margin, margin)[0]
-    return dict(p_t=float(stats.ttest_rel(a, b).pvalue), p_permutation=_flips(d), p_permutation_least=least, p_equivalence=float(p_equivalence),
-                seeds_needed=seeds_needed(sd, d.mean(), alpha=1 - level), seeds_needed_margin=seeds_needed(sd, margin, alpha=1 - level))
+    return dict(p_t=float(stats.ttest_rel(a, b).pvalue), p_permutation=_flips(d), p_permutation_least=least,
+                p_equivalence=float(p_equivalence), seeds_needed=seeds_needed(sd, d.mean(), alpha=1 - level),
+                seeds_needed_margin=seeds_needed(sd, margin, alpha=1 - level))
 
+# %% ../../nbs/api/experiments/00_stats.ipynb #dd86f5b1
 def _verdict(c, p, p_equivalence, alpha):
     "Equivalence first: a difference that is there and within the margin does not matter."
     if p is None: return "undecided"
@@ -153,23 +170,27 @@ def _note(c, value):
     out = []
     if c["n_failed"]:
         what = "left out" if value is None else f"counted as {value:g}"
-        out.append(f"{c['n_failed']} of {c['n_failed'] + (c['n'] if value is None else c['n'] - c['n_failed'])} pairs with a failed run ({c['failed']['arm']} arm, {c['failed']['reference']} reference), {what}")
+        out.append(f"{c['n_failed']} of {c['n_failed'] + (c['n'] if value is None else c['n'] - c['n_failed'])} pairs "
+                   f"with a failed run ({c['failed']['arm']} arm, {c['failed']['reference']} reference), {what}")
     if c["method"].startswith("none"): out.append(c["method"].removeprefix("none: "))
     return "; ".join(out)
 
 # %% ../../nbs/api/experiments/00_stats.ipynb #f3b27d42
 def family(
-    contrasts, # list of results of `contrast`, or dict name -> contrast: all comparisons of the study, not those that look good
+    # list of results of `contrast`, or dict name -> contrast: all comparisons of the study, not those that look good
+    contrasts,
     alpha=0.05, # chance that the family contains any false better or worse; and, separately, any false no difference
 ): # -> list of the contrasts with p_holm, p_equivalence_holm, family_size and the final verdict
     "Holm's correction over a family (Holm, 1979), once for differences and once for equivalence. A comparison without a test still counts."
-    rows = [c | {"name": name} for name, c in contrasts.items()] if isinstance(contrasts, dict) else [dict(c) for c in contrasts]
+    rows = ([c | {"name": name} for name, c in contrasts.items()] if isinstance(contrasts, dict)
+            else [dict(c) for c in contrasts])
     if not rows: return []
     from statsmodels.stats.multitest import multipletests
     holm = lambda key: multipletests([1. if r[key] is None else r[key] for r in rows], alpha, method="holm")[1]
     for r, p, e in zip(rows, holm("p_t"), holm("p_equivalence")):
         tested = r["p_t"] is not None
-        r |= dict(p_holm=float(p) if tested else None, p_equivalence_holm=float(e) if tested else None, family_size=len(rows), alpha=alpha)
+        r |= dict(p_holm=float(p) if tested else None, p_equivalence_holm=float(e) if tested else None,
+                  family_size=len(rows), alpha=alpha)
         r["verdict"] = _verdict(r, r["p_holm"], r["p_equivalence_holm"], alpha)
     return rows
 
@@ -184,20 +205,29 @@ def ranking(
     "Mean rank of each arm with a 95 % bootstrap interval over seeds (paired), and how often it comes out best. A seed that failed in any arm is left out for all."
     import pandas as pd
     v = [list(x) for x in values.values()]
-    if not v or len({len(x) for x in v}) > 1: raise FinetuneError(f"a ranking needs the same seeds in all arms, got {', '.join(f'{k}: {len(x)}' for k, x in values.items()) or 'no arm'}")
+    if not v or len({len(x) for x in v}) > 1:
+        raise FinetuneError("a ranking needs the same seeds in all arms, got "
+                            f"{', '.join(f'{k}: {len(x)}' for k, x in values.items()) or 'no arm'}")
     whole = np.array([x for x in zip(*v) if None not in x], dtype=float).reshape(-1, len(v)).T
-    if whole.shape[1] < 2 or not np.isfinite(whole).all(): raise FinetuneError(f"a ranking needs two seeds at least that finished in all arms, and finite numbers; got {whole.shape[1]} seeds")
+    if whole.shape[1] < 2 or not np.isfinite(whole).all():
+        raise FinetuneError("a ranking needs two seeds at least that finished in all arms, and finite numbers; got "
+                            f"{whole.shape[1]} seeds")
     means = lambda *arms, axis: np.stack([a.mean(axis) for a in arms])
-    drawn = stats.bootstrap(tuple(whole), means, paired=True, vectorized=True, n_resamples=n, method="percentile", rng=seed).bootstrap_distribution  # [arm, resample]
-    ranks = lambda m: stats.rankdata((-m if higher_is_better else m).round(12), axis=0)  # ties share a rank; sums differ in the last bit
+    # [arm, resample]
+    drawn = stats.bootstrap(tuple(whole), means, paired=True, vectorized=True, n_resamples=n, method="percentile",
+                            rng=seed).bootstrap_distribution
+    # ties share a rank; sums differ in the last bit
+    ranks = lambda m: stats.rankdata((-m if higher_is_better else m).round(12), axis=0)
     of, low, high = ranks(drawn), *np.quantile(ranks(drawn), [.025, .975], axis=1, method="closest_observation")
     first = drawn.round(12) == (drawn.max(0) if higher_is_better else drawn.min(0)).round(12)
-    frame = pd.DataFrame(dict(mean=whole.mean(1), rank=ranks(whole.mean(1)), rank_low=low, rank_high=high, best=(first / first.sum(0)).mean(1), seeds=whole.shape[1],
+    frame = pd.DataFrame(dict(mean=whole.mean(1), rank=ranks(whole.mean(1)), rank_low=low, rank_high=high,
+                              best=(first / first.sum(0)).mean(1), seeds=whole.shape[1],
                               failed=[sum(i is None for i in x) for x in v]), index=pd.Index(values, name="arm"))
     return frame.sort_values("rank", kind="stable")
 
 # %% ../../nbs/api/experiments/00_stats.ipynb #c9fc3ca7
-_LOOKS = {verdict: dict(color=COLOURS[i], marker=m) for verdict, i, m in (("better", 0, "o"), ("worse", 3, "v"), ("no difference", 2, "D"), ("undecided", 6, "s"))}
+_LOOKS = {verdict: dict(color=COLOURS[i], marker=m) for verdict, i,
+          m in (("better", 0, "o"), ("worse", 3, "v"), ("no difference", 2, "D"), ("undecided", 6, "s"))}
 
 def plot_contrasts(
     rows, # results of `contrast` or `family`, with names
@@ -213,11 +243,13 @@ def plot_contrasts(
     for y, c in enumerate(rows):
         ax.barh(y, 2*scale*c["margin"], left=-scale*c["margin"], height=1, color="#bbbbbb", alpha=.35, lw=0)
         said = f"no difference within ±{scale*c['margin']:g}" if c["verdict"].startswith("no diff") else c["verdict"]
-        ax.text(1.01, y, said + (f" ({c['n_failed']} failed)" if c["n_failed"] else ""), transform=ax.get_yaxis_transform(), va="center", fontsize=9)
+        ax.text(1.01, y, said + (f" ({c['n_failed']} failed)" if c["n_failed"] else ""),
+                transform=ax.get_yaxis_transform(), va="center", fontsize=9)
     scaled = [tuple(None if x is None else scale*x for x in (c["mean"], *c["ci95"])) for c in rows]
     dots_and_intervals(ax, scaled, names=[c["name"] for c in rows], looks=looks)
     ax.axvline(0, color="#444444", lw=.8)
     sizes = {c["family_size"] for c in rows if "family_size" in c}
     ax.set_xlabel(f"paired difference, {unit}: mean and {100*rows[0]['level']:g} % interval" if rows else "")
-    ax.set_title("grey: margin" + (f"; verdicts corrected for {max(sizes)} comparisons" if sizes else "; verdicts of single comparisons"), fontsize=10)
+    ax.set_title("grey: margin" + (f"; verdicts corrected for {max(sizes)} comparisons" if sizes
+                                   else "; verdicts of single comparisons"), fontsize=10)
     return ax

@@ -26,6 +26,7 @@ class Arm:
     about:str = ""  # a few words for the report
     varied:dict = field(default_factory=dict)  # the fields that the grid gave it
 
+# %% ../../nbs/api/experiments/04_study.ipynb #a899b763
 @dataclass(frozen=True)
 class Study:
     "What is to be measured."
@@ -34,16 +35,19 @@ class Study:
     kind:str = "train"  # of `KINDS`
     shared:dict = field(default_factory=dict)  # fields that all arms have in common
     grid:dict = field(default_factory=dict)  # field -> list of values: one arm for each combination
-    arms:dict = field(default_factory=dict)  # name -> fields, instead of a grid or beside it; "search" there replaces the study's, "about" describes the arm
+    # name -> fields, instead of a grid or beside it; "search" there replaces the study's, "about" describes the arm
+    arms:dict = field(default_factory=dict)
     overrides:list = field(default_factory=list)  # dicts of when: {field: value or list}, set: {field: value}
     seeds:int = None  # repetitions of each arm; None for the profile's
-    search:dict = None  # field -> list of values, {low, high}, or for lr "recipe" (its own grid); None for lr: recipe; {} for none
+    # field -> list of values, {low, high}, or for lr "recipe" (its own grid); None for lr: recipe; {} for none
+    search:dict = None
     trials:int = None  # that each arm may try; None for the profile's
     choose_by:str = None  # what a trial is chosen by, measured on validation data; None for what its runs name
     metric:str = None  # what is reported; None for what its runs name
     reference:str = None  # arm that the others are compared with; None for the first
     margin:float = None  # differences of at most this do not matter; None for the metric's. Name it before looking
-    same_steps:bool = True  # where the profile gives the steps: as many for all arms? False: as many as the arm's own items need
+    # where the profile gives the steps: as many for all arms? False: as many as the arm's own items need
+    same_steps:bool = True
     profiles:dict = field(default_factory=dict)  # profile -> what it changes: shared fields, seeds, trials, grid, arms
 
     def __post_init__(self): _check(self)
@@ -63,6 +67,7 @@ def from_yaml(
     try: return cls(**data)
     except FinetuneError as e: raise FinetuneError(f"{where}: {e}") from None
 
+# %% ../../nbs/api/experiments/04_study.ipynb #8308db2b
 @patch
 def to_dict(self:Study) -> dict: # of plain types
     "Every field."
@@ -107,10 +112,12 @@ def points(self:Study) -> dict: # name -> Arm
 def _arm(study, name, given, varied):
     known, spec = KINDS[study.kind].load("fields"), study.shared | given | varied
     for o in study.overrides:
-        if all(spec.get(k, known[k]) in (v if isinstance(v, (list, tuple)) else [v]) for k, v in o["when"].items()): spec |= o["set"]
+        if all(spec.get(k, known[k]) in (v if isinstance(v, (list, tuple)) else [v]) for k, v in o["when"].items()):
+            spec |= o["set"]
     parts = [name] if name else []
     parts += [_label(k, v) for k, v in varied.items() if len(study.grid[k]) > 1 or not study.arms]
-    return Arm(", ".join(parts) or study.name, {k: v for k, v in spec.items() if k not in ("search", "about")}, given.get("search", study.search), given.get("about", ""), varied)
+    return Arm(", ".join(parts) or study.name, {k: v for k, v in spec.items() if k not in ("search", "about")},
+               given.get("search", study.search), given.get("about", ""), varied)
 
 def _label(k, v):
     if isinstance(v, dict): v = v.get("name", next(iter(v), "none"))
@@ -121,17 +128,23 @@ def _check(study):
     def bad(why): raise FinetuneError(f"study '{study.name}': {why}")
     if study.kind not in KINDS: bad(unknown_name("kind", study.kind, KINDS))
     for k in ("shared", "grid", "arms", "profiles"):
-        if not isinstance(getattr(study, k), dict): bad(f"{k} must hold 'field: value' lines, not {getattr(study, k)!r}")
+        if not isinstance(getattr(study, k), dict):
+            bad(f"{k} must hold 'field: value' lines, not {getattr(study, k)!r}")
     known = KINDS[study.kind].load("fields")
     _check_fields(study, known, bad)
     for k in ("seeds", "trials"):
         v = getattr(study, k)
-        if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < 1): bad(f"{k} must be a whole number of at least 1, not {v!r}")
-    if study.margin is not None and (isinstance(study.margin, bool) or not isinstance(study.margin, (int, float)) or study.margin < 0): bad(f"margin must be a number of at least 0, not {study.margin!r}")
+        if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < 1):
+            bad(f"{k} must be a whole number of at least 1, not {v!r}")
+    if study.margin is not None and (isinstance(study.margin, bool) or not isinstance(study.margin, (int, float))
+                                     or study.margin < 0):
+        bad(f"margin must be a number of at least 0, not {study.margin!r}")
     _check_search(study.search, known, bad)
     names = list(study.points())
-    if study.reference is not None and study.reference not in names: bad(unknown_name("reference", study.reference, names))
+    if study.reference is not None and study.reference not in names:
+        bad(unknown_name("reference", study.reference, names))
 
+# %% ../../nbs/api/experiments/04_study.ipynb #4689bd4f
 def _check_fields(study, known, bad):
     def look(given, where, more=()):
         if not isinstance(given, dict): bad(f"{where} must hold 'field: value' lines, not {given!r}")
@@ -150,11 +163,14 @@ def _check_fields(study, known, bad):
         if not isinstance(o, dict) or set(o) != {"when", "set"}: bad(f"an override has 'when' and 'set', not {o!r}")
         look(o["when"], "override, when"); look(o["set"], "override, set")
 
+# %% ../../nbs/api/experiments/04_study.ipynb #991c9f3d
 def _check_search(search, known, bad):
     if search is None: return
     if not isinstance(search, dict): bad(f"search must hold 'field: values' lines, not {search!r}")
     for k, v in search.items():
         if k not in known and k != "lr": bad(f"search: {unknown_name('field', k, [*known, 'lr'])}")
         listed = isinstance(v, (list, tuple)) and v
-        ranged = isinstance(v, dict) and {"low", "high"} <= set(v) <= {"low", "high", "log"} and 0 < v["low"] < v["high"]
-        if not (listed or ranged or v == "recipe" and k == "lr"): bad(f"search: {k} must be a list of values or low and high (above 0), not {v!r}")
+        ranged = (isinstance(v, dict) and {"low", "high"} <= set(v) <= {"low", "high", "log"}
+                  and 0 < v["low"] < v["high"])
+        if not (listed or ranged or v == "recipe" and k == "lr"):
+            bad(f"search: {k} must be a list of values or low and high (above 0), not {v!r}")

@@ -40,7 +40,8 @@ FIELDS = dict(
     curve_points=None, # validation measurements on the way; None for the profile's
     measure=(), # of `MEASURES`
 )
-MEASURES = ("classes", "shifts", "fit", "flops")  # scores by class and by how common it is; changed test sets; scores on what was trained on; counted operations
+# scores by class and by how common it is; changed test sets; scores on what was trained on; counted operations
+MEASURES = ("classes", "shifts", "fit", "flops")
 _EXTRAS = {k: FIELDS[k] for k in ("change", "loss", "sampling", "after", "dropout", "l1")}
 
 # %% ../../nbs/api/experiments/02_train.ipynb #aa44cf23
@@ -63,8 +64,9 @@ def run_config(
         if k not in _EXTRAS: raise FinetuneError(unknown_name("field", k, _EXTRAS))
     more = {k: plain(v) for k, v in extras.items() if plain(v) != plain(_EXTRAS[k])}
     code = code_hash(("core", "data", "worlds", "models", "layers", "training", "recipes", "experiments/train.py"))
-    return dict(task=task.name, data=task.data_hash, recipe=recipe.to_dict(), labels=labels, seed=seed, steps=steps, model=model_id(model), bs=bs,
-                size=size, weights=sha256(weights) if weights else None, device=str(device), code=code, versions=versions()) | more
+    return dict(task=task.name, data=task.data_hash, recipe=recipe.to_dict(), labels=labels, seed=seed,
+                steps=steps, model=model_id(model), bs=bs, size=size, weights=sha256(weights) if weights else None,
+                device=str(device), code=code, versions=versions()) | more
 
 # %% ../../nbs/api/experiments/02_train.ipynb #1a38b63a
 @dataclass(frozen=True)
@@ -74,11 +76,14 @@ class Measure:
     split:str = None  # of a score
     n:int = 0  # score: items looked at, 0 for all; curve: points
 
-    def __str__(self): return " ".join([self.what, *([quote(self.split, safe="")] if self.split else []), *([str(self.n)] if self.n else [])])
+    def __str__(self):
+        return " ".join([self.what, *([quote(self.split, safe="")] if self.split else []),
+                         *([str(self.n)] if self.n else [])])
 
     @property
     def file(self): return f"{str(self).replace(' ', '_')}.safetensors"
 
+# %% ../../nbs/api/experiments/02_train.ipynb #7beb622d
 def measures_of(
     task, # a loaded task
     *,
@@ -114,6 +119,7 @@ def score_rows(
     rows, outputs = join_rows(rows), torch.cat(outputs).numpy()
     return target.score(rows) | dict(loss=loss / len(outputs)), rows | dict(output=outputs)
 
+# %% ../../nbs/api/experiments/02_train.ipynb #057225ac
 def named(
     target, # a Target
     scores:dict, # name of a metric -> value
@@ -124,22 +130,26 @@ def named(
     of = lambda k: known.get(k) or replace(first, name=k.replace("_", " "))
     numbers = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
     out = {f"{prefix}_{k}": of(k).finite(numbers[k]) if k in numbers else v for k, v in scores.items()}
-    return out | dict(metrics={f"{prefix}_{k}": replace(of(k), name=f"{prefix} {of(k).name}").to_dict() for k in numbers})
+    return out | dict(metrics={f"{prefix}_{k}": replace(of(k), name=f"{prefix} {of(k).name}").to_dict()
+                               for k in numbers})
 
 # %% ../../nbs/api/experiments/02_train.ipynb #a3a48187
 def fitted(
     learn, # a trained learner
 ) -> dict: # train_NAME -> score
     "Scores on the very items that were trained on, seen as test items are."
-    return {k: v for k, v in named(learn.task.target, score_rows(learn, _train_dl(learn))[0], "train").items() if k != "metrics"}
+    return {k: v for k, v in named(learn.task.target, score_rows(learn, _train_dl(learn))[0], "train").items()
+            if k != "metrics"}
 
 def _train_dl(learn):
     from finetune_nb.data.task import MemoryDL
     device = next(learn.model.parameters()).device
-    return MemoryDL(learn.dls.train.dataset, bs=256, after_batch=learn.task.transforms(learn.model.kit_config["input"]), device=device)
+    return MemoryDL(learn.dls.train.dataset, bs=256, after_batch=learn.task.transforms(learn.model.kit_config["input"]),
+                    device=device)
 
 def _test_dl(learn, split, limit):
-    return learn.task.test_dl(split, learn.model.kit_config["input"], next(learn.model.parameters()).device, limit=limit)
+    return learn.task.test_dl(split, learn.model.kit_config["input"], next(learn.model.parameters()).device,
+                              limit=limit)
 
 # %% ../../nbs/api/experiments/02_train.ipynb #6e8e23ab
 def _per_class(learn, split):
@@ -185,12 +195,14 @@ def train_run(
         measured = {str(m): take(learn, m, config)[0] for m in first}
         _prepare(learn, config)
         start = {k: v.detach().clone() for k, v in learn.model.state_dict().items()} if keep else None
-        results, curve = _fit(learn, config, folder, math.lcm(1, *(m.n for m in wanted if m.what == "curve")) if any(m.what == "curve" for m in wanted) else 0)
+        results, curve = _fit(learn, config, folder, math.lcm(1, *(m.n for m in wanted if m.what == "curve"))
+                              if any(m.what == "curve" for m in wanted) else 0)
         files = _keep(learn, start, folder) if keep else ()
         for m in last: measured[str(m)], more = take(learn, m, config, folder); files += more
         measured |= {str(m): dict(curve=_thinned(curve, m.n, config["steps"])) for m in wanted if m.what == "curve"}
     first = learn.task.target.primary
-    return Outcome(results | dict(data=learn.task.data_hash, primary=f"test_{first}", choose_by=f"valid_{first}"), measured, files)
+    return Outcome(results | dict(data=learn.task.data_hash, primary=f"test_{first}", choose_by=f"valid_{first}"),
+                   measured, files)
 
 # %% ../../nbs/api/experiments/02_train.ipynb #c1305ff4
 def _learner(config, where):
@@ -198,13 +210,15 @@ def _learner(config, where):
     from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.training.learner import pretrained_learner
     pretrained = Recipe.from_dict(config["recipe"]).start == "pretrained"
-    return pretrained_learner(_task(config, where), where.model, where.weights, pretrained, config["labels"], config["seed"], config["bs"], config["size"],
+    return pretrained_learner(_task(config, where), where.model, where.weights, pretrained, config["labels"],
+                              config["seed"], config["bs"], config["size"],
                               device=config["device"], offline=where.offline)
 
 def _task(config, where):
     from finetune_nb.data.registry import load_task
     task = load_task(where.task, config["size"], where.skip_bad, quiet=True)
-    if task.data_hash != config["data"]: raise FinetuneError(f"the data of task '{task.name}' changed while runs were under way. Run it again")
+    if task.data_hash != config["data"]:
+        raise FinetuneError(f"the data of task '{task.name}' changed while runs were under way. Run it again")
     if config.get("change"):
         import finetune_nb.data.audit  # adds the change "cleaned"
         from finetune_nb.data.corruptions import change_task
@@ -223,6 +237,7 @@ def _prepare(learn, given):
         if given["dropout"]: set_dropout(learn, given["dropout"])
         if given["l1"]: set_l1(learn, given["l1"])
 
+# %% ../../nbs/api/experiments/02_train.ipynb #15a2995f
 def _fit(learn, config, folder, points):
     "The training: (facts about it, curve)."
     from finetune_nb.recipes.fit import fit_recipe
@@ -232,11 +247,13 @@ def _fit(learn, config, folder, points):
     # A fit that was cut off goes on only if it recorded the same points.
     checkpoint = Path(folder)/f"curve_{points}" if folder is not None else None
     try:
-        trace = fit_recipe(learn, Recipe.from_dict(config["recipe"]), steps=config["steps"], curve_points=points, checkpoint=checkpoint, save_every=100)
+        trace = fit_recipe(learn, Recipe.from_dict(config["recipe"]), steps=config["steps"], curve_points=points,
+                           checkpoint=checkpoint, save_every=100)
         out |= dict(losses=[round(float(l), 5) for l in trace.losses])
         curve = trace.curve
         if config.get("after"): out["after"] = _after(learn, config["after"])
-    except DivergedError as e: out |= dict(status="diverged", why=str(e), losses=[])  # a finding: the run counts, with whatever the ruined network answers
+    # a finding: the run counts, with whatever the ruined network answers
+    except DivergedError as e: out |= dict(status="diverged", why=str(e), losses=[])
     if checkpoint and checkpoint.is_dir() and not any(checkpoint.iterdir()): checkpoint.rmdir()
     return out | dict(train_seconds=time.perf_counter() - began), curve
 
@@ -257,7 +274,8 @@ def _curve_from(record, m):
     "A curve out of a finer one that was recorded; None if there is none."
     for name, found in record["measured"].items():
         points = name.removeprefix("curve ")
-        if points.isdigit() and int(points) % m.n == 0: return dict(curve=_thinned(found["curve"], m.n, record["config"]["steps"]))
+        if points.isdigit() and int(points) % m.n == 0:
+            return dict(curve=_thinned(found["curve"], m.n, record["config"]["steps"]))
 
 # %% ../../nbs/api/experiments/02_train.ipynb #d4329407
 def _keep(learn, start, folder):
@@ -298,7 +316,8 @@ def measure_run(
     with compute_threads(1):
         learn = _learner(config, where) if any(m.what == "flops" for m in wanted) else None
         measured |= {str(m): take(learn, m, config)[0] for m in wanted if m.what == "flops"}
-        if left := [m for m in wanted if m.what not in ("curve", "flops")]: learn = trained_learner(config, where, folder)
+        if left := [m for m in wanted if m.what not in ("curve", "flops")]:
+            learn = trained_learner(config, where, folder)
         if left and learn is None: return None
         for m in left: measured[str(m)], more = take(learn, m, config, folder); files += more
     return Outcome({}, measured, files)
@@ -318,17 +337,22 @@ def prepare_train(
     r, loaded = _recipe(spec), load_task(spec["task"], spec["size"], spec["skip_bad"], quiet=True)
     model = spec["model"] or loaded.modality.default_models[0]
     own, bs, least, items = _checked(spec, s, loaded, model, r)
-    where = Where(store, s.offline, str(spec["task"]), model, spec["weights"] and str(spec["weights"]), spec["skip_bad"], s.get("keep_gb", 5.))
-    fixed = dict(labels=spec["labels"], model=model, weights=spec["weights"], bs=bs, size=spec["size"], device=str(pick_device(s.device)))
+    where = Where(store, s.offline, str(spec["task"]), model, spec["weights"] and str(spec["weights"]),
+                  spec["skip_bad"], s.get("keep_gb", 5.))
+    fixed = dict(labels=spec["labels"], model=model, weights=spec["weights"], bs=bs, size=spec["size"],
+                 device=str(pick_device(s.device)))
     points = s.budget.curve_points if spec["curve_points"] is None else spec["curve_points"]
     def make(seed, lr=None, search=False, steps=None, weight_decay=None, **given):
         extras = {k: given.pop(k, spec[k]) for k in _EXTRAS}
-        if given: raise FinetuneError(f"a training cannot search over {', '.join(given)}; it can over lr, weight_decay, {', '.join(_EXTRAS)}")
+        if given:
+            raise FinetuneError(
+                f"a training cannot search over {', '.join(given)}; it can over lr, weight_decay, {', '.join(_EXTRAS)}")
         config = run_config(loaded, _with(r, lr, weight_decay), seed=seed, steps=steps or own, **fixed, **extras)
         wanted = measures_of(loaded, limit=s.budget.eval_limit, measure=spec["measure"], curve=points, search=search)
         return Job(config, where, wanted, not search)
-    about = dict(task=loaded.name, source=loaded.source, data=loaded.data_hash, model=model_id(model), weights=spec["weights"] and sha256(spec["weights"]),
-                 labels=spec["labels"], unit=loaded.target.unit, items=items, n_outputs=loaded.target.n_outputs, batch_size=bs)
+    about = dict(task=loaded.name, source=loaded.source, data=loaded.data_hash, model=model_id(model),
+                 weights=spec["weights"] and sha256(spec["weights"]), labels=spec["labels"], unit=loaded.target.unit,
+                 items=items, n_outputs=loaded.target.n_outputs, batch_size=bs)
     return Prepared(make, r, own, least, about)
 
 # %% ../../nbs/api/experiments/02_train.ipynb #d356be0f
@@ -342,9 +366,12 @@ def _with(r, lr, weight_decay):
     "The recipe with a rate, and with another weight decay if that is searched over."
     from finetune_nb.recipes.library import recipe as find_recipe
     if lr is not None: r = r.with_lr(lr)
-    elif r.lr is None: raise FinetuneError(f"recipe '{r.name}' has no learning rate: give the study a search over lr, or the recipe an lr")
+    elif r.lr is None:
+        raise FinetuneError(
+            f"recipe '{r.name}' has no learning rate: give the study a search over lr, or the recipe an lr")
     return r if weight_decay is None else find_recipe(r, weight_decay=weight_decay)
 
+# %% ../../nbs/api/experiments/02_train.ipynb #c34d9aa9
 def _checked(spec, s, loaded, model, r):
     "(steps, batch size, least steps, labelled items) of an arm that can be trained."
     import finetune_nb.data.audit  # adds the change "cleaned"
@@ -355,7 +382,8 @@ def _checked(spec, s, loaded, model, r):
     can_be_told_apart(task)
     items = len(task.budget(spec["labels"], 0))
     own, bs = budget_steps(items, s.budget, bs=spec["bs"])
-    net = pretrained_learner(task, model, spec["weights"], r.start == "pretrained", spec["labels"], 0, bs, spec["size"], offline=s.offline)
+    net = pretrained_learner(task, model, spec["weights"], r.start == "pretrained", spec["labels"], 0, bs, spec["size"],
+                             offline=s.offline)
     _prepare(net, spec)
     return spec["steps"] or own, bs, least_steps(r, net.model), items
 
@@ -363,7 +391,9 @@ def _checked(spec, s, loaded, model, r):
 def can_be_told_apart(task) -> None:
     "Refuse a split in which all items have the same target."
     for split, y in task.targets.items():
-        if why := task.target.trivial(y): raise TaskError(f"task '{task.name}': every item of the {split} split {why}, so nothing can be learnt or measured there")
+        if why := task.target.trivial(y):
+            raise TaskError(f"task '{task.name}': every item of the {split} split {why}, so nothing can be learnt or "
+                            "measured there")
 
 def budget_steps(
     items:int, # labelled training items
@@ -375,6 +405,7 @@ def budget_steps(
     bs = min(bs, items)
     return int(np.clip(int(np.ceil(budget.epochs * items / bs)), budget.min_steps, budget.max_steps)), bs
 
+# %% ../../nbs/api/experiments/02_train.ipynb #a34f5540
 def least_steps(
     recipe, # a Recipe
     net, # its network
@@ -385,4 +416,5 @@ def least_steps(
     from finetune_nb.layers.groups import layer_groups
     if recipe.best_of: return len(recipe.best_of) * max(least_steps(find_recipe(r), net) for r in recipe.best_of)
     # Laid out over very many steps, so that nothing but the recipe itself can be at fault.
-    return len(make_plan(recipe.with_lr(recipe.lr or 1.), layer_groups(net, recipe.granularity or "stage"), steps=10_000).starts)
+    return len(make_plan(recipe.with_lr(recipe.lr or 1.), layer_groups(net, recipe.granularity or "stage"),
+                         steps=10_000).starts)

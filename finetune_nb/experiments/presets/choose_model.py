@@ -33,10 +33,13 @@ def rank_agreement(
     "Kendall's tau between score and truth, mean over the draws, with a bootstrap interval over models and a permutation p (two-sided)."
     from scipy.stats import weightedtau
     x, t = np.atleast_2d(np.asarray(scores, float)), np.asarray(truth, float)
-    if x.shape[1] != len(t): raise FinetuneError(f"{x.shape[1]} scores for {len(t)} accuracies: each model needs one of both")
+    if x.shape[1] != len(t):
+        raise FinetuneError(f"{x.shape[1]} scores for {len(t)} accuracies: each model needs one of both")
     keep = np.isfinite(x).all(0)
     x, t, n = x[:, keep], t[keep], int(keep.sum())
-    if n < 4: return dict(tau=None, ci95=[None, None], weighted_tau=None, p=None, n=n, verdict="too few models with this score")
+    if n < 4:
+        return dict(tau=None, ci95=[None, None], weighted_tau=None, p=None, n=n,
+                    verdict="too few models with this score")
     sx, st = np.sign(x[:, :, None] - x[:, None, :]), np.sign(t[:, None] - t[None, :])
     def tau(sx, st):
         both = np.sqrt(np.abs(sx).sum((-2, -1)) * np.abs(st).sum((-2, -1)))
@@ -48,11 +51,13 @@ def rank_agreement(
     low, high = np.quantile(boot, [(1 - level) / 2, (1 + level) / 2])
     p = (1 + sum(abs(s) >= abs(found) - 1e-12 for s in shuffled)) / (1 + resamples)
     shown = p < 1 - level and (low > 0 or high < 0)
-    return dict(tau=float(found), ci95=[float(low), float(high)], weighted_tau=float(np.mean([weightedtau(t, row)[0] for row in x])), p=float(p), n=n,
+    return dict(tau=float(found), ci95=[float(low), float(high)],
+                weighted_tau=float(np.mean([weightedtau(t, row)[0] for row in x])), p=float(p), n=n,
                 verdict=("ranks" if found > 0 else "ranks backwards") if shown else "no relation shown")
 
 # %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #4b8cd3be
-NAIVE = {"parameters": "number of parameters", "source_accuracy": "pre-training accuracy", "one_fine_tuning": "one fine-tuning"}
+NAIVE = {"parameters": "number of parameters", "source_accuracy": "pre-training accuracy",
+         "one_fine_tuning": "one fine-tuning"}
 
 class Choice(GetAttr):
     "Several models fine-tuned on one task, and their scores; made by `choose_model`."
@@ -72,7 +77,8 @@ class Choice(GetAttr):
     def about(self):
         "What it was run with."
         facts, about = next(iter(self.result.about["facts"].values())), self.result.about
-        return dict(steps=max(about["steps"].values()), batch_size=facts["batch_size"], data=facts["data"], source=facts["source"], settings=about["settings"])
+        return dict(steps=max(about["steps"].values()), batch_size=facts["batch_size"], data=facts["data"],
+                    source=facts["source"], settings=about["settings"])
 
 # %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #a5df4ce8
 @patch(as_prop=True)
@@ -82,8 +88,10 @@ def models(self:Choice) -> list: # of dicts: model, parameters, source_accuracy,
     for m, looks in self.scored.records.items():
         found = [r["results"] for r in looks]
         arms = {a.fields["recipe"]["name"]: a.name for a in self.result.arms.values() if a.fields["model"] == m}
-        out.append(dict(model=found[0]["model"], parameters=found[0]["parameters"], source_accuracy=found[0]["source_result"],
-                        scores={s: [f[s] for f in found] for s in self.scores}, reached={r: self._reached(a) for r, a in arms.items()}))
+        out.append(dict(model=found[0]["model"], parameters=found[0]["parameters"],
+                        source_accuracy=found[0]["source_result"],
+                        scores={s: [f[s] for f in found] for s in self.scores},
+                        reached={r: self._reached(a) for r, a in arms.items()}))
     return out
 
 @patch
@@ -91,9 +99,10 @@ def _reached(self:Choice, arm):
     r, got = self.result, self.result.values(arm)
     fit = [v for v in got if v is not None]
     mean, *ci = mean_ci(fit) if fit else (None, None, None)
-    tried = [t.value for t in r.chosen[arm].tried if t.params == r.chosen[arm].params]  # without a search the first run stands for one fine-tuning
-    return dict(mean=mean, ci95=ci, per_seed=got, lr=r.records[arm][0]["config"]["recipe"]["lr"], valid=tried[0] if tried else r.values(arm, r.choose_by)[0],
-                seconds=r.seconds(arm), diverged=r.count(arm, "diverged"))
+    # without a search the first run stands for one fine-tuning
+    tried = [t.value for t in r.chosen[arm].tried if t.params == r.chosen[arm].params]
+    return dict(mean=mean, ci95=ci, per_seed=got, lr=r.records[arm][0]["config"]["recipe"]["lr"], valid=tried[0]
+                if tried else r.values(arm, r.choose_by)[0], seconds=r.seconds(arm), diverged=r.count(arm, "diverged"))
 
 # %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #8d3cb26b
 @patch(as_prop=True)
@@ -102,14 +111,18 @@ def agreement(self:Choice) -> list: # of dicts: score, recipe, tau, ci95, weight
     models, sign, out = self.models, self.result.metric_of().sign, []
     cost = self._seconds()
     for recipe in self.recipes:
-        truth = np.array([np.nan if m["reached"][recipe]["mean"] is None else sign*m["reached"][recipe]["mean"] for m in models])
+        truth = np.array(
+            [np.nan if m["reached"][recipe]["mean"] is None else sign*m["reached"][recipe]["mean"] for m in models])
         for k in (*self.scores, *NAIVE):
             x = self._values(models, k, recipe, sign)
             # The best model's result minus the picked one's, mean over the draws.
-            regret = float(np.mean([np.nanmax(truth) - truth[np.nanargmax(row)] for row in x])) if np.isfinite(x).any(1).all() else None
-            out.append(dict(score=k, recipe=recipe, **rank_agreement(x, truth), regret=regret, seconds=cost.get(k, cost[recipe] if k == "one_fine_tuning" else 0.)))
+            regret = (float(np.mean([np.nanmax(truth) - truth[np.nanargmax(row)] for row in x]))
+                      if np.isfinite(x).any(1).all() else None)
+            out.append(dict(score=k, recipe=recipe, **rank_agreement(x, truth), regret=regret,
+                            seconds=cost.get(k, cost[recipe] if k == "one_fine_tuning" else 0.)))
     return out
 
+# %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #4f968c54
 @patch
 def _values(self:Choice, models, score, recipe, sign=1):
     "[draws, models] of a score or a naive rule."
@@ -123,7 +136,8 @@ def _seconds(self:Choice):
     "Seconds per model of each score, and of the search of each recipe."
     spent = [r["spent"] for r in self.scored.results]
     scores = {k: float(np.mean([s["features"] + s[k] for s in spent])) for k in self.scores}
-    search = {r: [t.seconds for a in self.result.arms.values() if a.fields["recipe"]["name"] == r for t in self.result.chosen[a.name].tried] for r in self.recipes}
+    search = {r: [t.seconds for a in self.result.arms.values() if a.fields["recipe"]["name"] == r
+                  for t in self.result.chosen[a.name].tried] for r in self.recipes}
     return scores | {r: sum(v) / len(self.scored.arms) for r, v in search.items()}
 
 # %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #87fee80b
@@ -134,23 +148,29 @@ def models_table(self:Choice): # -> DataFrame: one row per model, the best first
     rows, models, mean = [], self.models, lambda v: None if any(x is None for x in v) else float(np.mean(v))
     for m in models:
         row = dict(model=m["model"], parameters=m["parameters"], source_accuracy=m["source_accuracy"])
-        for r, a in m["reached"].items(): row |= {r: a["mean"], f"{r} ±": None if a["ci95"][0] is None else (a["ci95"][1] - a["ci95"][0]) / 2}
+        for r, a in m["reached"].items():
+            row |= {r: a["mean"], f"{r} ±": None if a["ci95"][0] is None else (a["ci95"][1] - a["ci95"][0]) / 2}
         rows.append(row | {s: mean(v) for s, v in m["scores"].items()})
     table = pd.DataFrame(rows).set_index("model")
-    return table.sort_values(next(iter(models[0]["reached"])), ascending=self.result.metric_of().better == "lower").round(4)
+    return table.sort_values(next(iter(models[0]["reached"])),
+                             ascending=self.result.metric_of().better == "lower").round(4)
 
+# %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #c0813ae5
 @patch
 def table(self:Choice): # -> DataFrame: one row per score and recipe
     "Kendall's tau with interval, weighted tau, p, regret, seconds per model."
     import pandas as pd
-    return pd.DataFrame([{"score": _name(a["score"]), "recipe": a["recipe"], "tau": a["tau"], "95 % interval": "" if a["tau"] is None else "{:+.2f} to {:+.2f}".format(*a["ci95"]),
-                          "weighted tau": a["weighted_tau"], "p": a["p"], "models": a["n"], "regret": a["regret"], "seconds per model": a["seconds"], "verdict": a["verdict"]}
+    return pd.DataFrame([{"score": _name(a["score"]), "recipe": a["recipe"], "tau": a["tau"],
+                          "95 % interval": "" if a["tau"] is None else "{:+.2f} to {:+.2f}".format(*a["ci95"]),
+                          "weighted tau": a["weighted_tau"], "p": a["p"], "models": a["n"], "regret": a["regret"],
+                          "seconds per model": a["seconds"], "verdict": a["verdict"]}
                          for a in self.agreement]).set_index("score").round(3)
 
 @patch
 def to_dict(self:Choice) -> dict: # of plain types
     "What `--json` prints and summary.json holds."
-    return dict(task=self.task, labels=self.labels, seeds=self.result.seeds, models=self.models, agreement=self.agreement, **self.about)
+    return dict(task=self.task, labels=self.labels, seeds=self.result.seeds, models=self.models,
+                agreement=self.agreement, **self.about)
 
 def _name(score): return (SCORES | NAIVE)[score]
 
@@ -176,12 +196,16 @@ def plot(
     for ax in axes[::-(-len(rows) // 2)]: ax.set_ylabel(m.label(), fontsize=9)
     percent_limits(axes[0], low=m.scale*m.low, high=m.scale*m.high)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    fig.suptitle(f"{self.task}, {self.labels} labels per class, fine-tuned by {recipe}: mean of {len(self.result.seeds)} seeds, 95 % interval", fontsize=10)
+    fig.suptitle(f"{self.task}, {self.labels} labels per class, fine-tuned by {recipe}: mean of "
+                 f"{len(self.result.seeds)} seeds, 95 % interval", fontsize=10)
     return axes
 
+# %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #918be259
 def _panel(ax, a, values):
     from matplotlib.ticker import MaxNLocator
-    ax.set_title(_name(a["score"]) + ("" if a["tau"] is None else "\nτ = {:+.2f} ({:+.2f} to {:+.2f})".format(a["tau"], *a["ci95"])), fontsize=9)
+    ax.set_title(_name(a["score"])
+                 + ("" if a["tau"] is None else "\nτ = {:+.2f} ({:+.2f} to {:+.2f})".format(a["tau"], *a["ci95"])),
+                 fontsize=9)
     ax.grid(alpha=.25); ax.tick_params(labelsize=8); ax.xaxis.set_major_locator(MaxNLocator(4))
     if a["score"] != "parameters": return
     if np.ptp(np.log(values)) > 3: ax.set_xscale("log")
@@ -200,11 +224,14 @@ def plot_agreement(
     for j, (recipe, look) in enumerate(looks.items()):
         mine = [a for a in rows if a["recipe"] == recipe]
         at = [names.index(a["score"]) + .22*(j - (len(looks) - 1)/2) for a in mine]
-        dots_and_intervals(ax, [(a["tau"], *a["ci95"]) for a in mine], at=at, looks=look, label=recipe, filled=[a["verdict"].startswith("ranks") for a in mine])
-    ax.axvline(0, color="#444444", lw=.8); ax.set_xlim(-1.05, 1.05); ax.set_ylim(len(names) - .5, -.5); ax.set_yticks(range(len(names)), [_name(s) for s in names])
+        dots_and_intervals(ax, [(a["tau"], *a["ci95"]) for a in mine], at=at, looks=look, label=recipe,
+                           filled=[a["verdict"].startswith("ranks") for a in mine])
+    ax.axvline(0, color="#444444", lw=.8); ax.set_xlim(-1.05, 1.05); ax.set_ylim(len(names) - .5, -.5)
+    ax.set_yticks(range(len(names)), [_name(s) for s in names])
     ax.set_xlabel("Kendall's τ between score and fine-tuned result (filled: shown)"); ax.grid(axis="x", alpha=.25)
     if len(looks) > 1: ax.legend(fontsize=8)
-    ax.set_title(f"{self.task}, {self.labels} labels per class, {len(self.models)} models: 95 % interval over models", fontsize=10)
+    ax.set_title(f"{self.task}, {self.labels} labels per class, {len(self.models)} models: 95 % interval over models",
+                 fontsize=10)
     return ax
 
 # %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #8b9c64ef
@@ -230,9 +257,12 @@ def choose_model(
     from finetune_nb.recipes.library import recipe as find_recipe
     load_task(task, size, skip_bad)
     models, chosen = candidates(models, scores), [find_recipe(r) for r in recipes]
-    if len(models) < 4: raise FinetuneError(f"an order of {len(models)} models cannot be agreed with or not: name at least 4, better 8")
+    if len(models) < 4:
+        raise FinetuneError(f"an order of {len(models)} models cannot be agreed with or not: name at least 4, better 8")
     arms = {f"{m}, {r.name}": dict(model=m, recipe=r.to_dict()) for m in models for r in chosen}
-    shared = dict(task=str(task), labels=labels, bs=bs) | ({} if size is None else dict(size=size)) | (dict(skip_bad=True) if skip_bad else {})
+    shared = (dict(task=str(task), labels=labels, bs=bs) | ({} if size is None else dict(size=size))
+              | (dict(skip_bad=True) if skip_bad else {}))
     tuned = Study(f"{task}, {labels} labels per class", shared=shared, arms=arms, trials=rates)
     scored = scores_study(task, models, labels=labels, scores=scores, size=size, skip_bad=skip_bad)
-    return Choice(*run_studies([tuned, scored], profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet))
+    return Choice(*run_studies([tuned, scored], profile, seeds=seeds, settings_file=settings_file, out=out,
+                               quiet=quiet))

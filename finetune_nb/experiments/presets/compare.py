@@ -35,10 +35,13 @@ def compare_study(
     names = [r.name for r in chosen]
     if len(set(names)) < len(names): raise FinetuneError(f"a recipe is named twice: {', '.join(names)}")
     reference = reference or ("full" if "full" in names else names[0])
-    if reference not in names: raise FinetuneError(f"the reference '{reference}' is not among the recipes {', '.join(names)}")
+    if reference not in names:
+        raise FinetuneError(f"the reference '{reference}' is not among the recipes {', '.join(names)}")
     title = f"{_short(task)}, {labels} {unit}" if labels else f"{_short(task)}, all labels"
-    return Study(title, shared=dict(task=str(task), labels=labels, measure=["shifts"]) | {k: v for k, v in shared.items() if v is not None},
-                 arms={r.name: dict(recipe=r.to_dict()) for r in chosen}, trials=rates, reference=reference, margin=margin)
+    return Study(title, shared=dict(task=str(task), labels=labels, measure=["shifts"])
+                 | {k: v for k, v in shared.items() if v is not None},
+                 arms={r.name: dict(recipe=r.to_dict()) for r in chosen}, trials=rates, reference=reference,
+                 margin=margin)
 
 def _short(task):
     from pathlib import Path
@@ -68,12 +71,17 @@ def arms(self:Comparison) -> list: # of dicts
     out, base, name = [], result.values(result.reference), result.primary.removeprefix("test_")
     for a in result.arms:
         got, c = result.values(a), by.get(a)
-        mean, *ci = mean_ci([v for v in got if v is not None]) if any(v is not None for v in got) else (None, None, None)
-        difference = c and dict(mean=c["mean"], ci95=c["ci95"], p_holm=c["p_holm"], per_seed=[None if None in p else p[0] - p[1] for p in zip(got, base)])
-        out.append(dict(recipe=a, lr=self.lr(a), mean=mean, ci95=ci, per_seed=got, seconds=result.seconds(a), diverged=result.count(a, "diverged"),
-                        shifts={s: result.values(a, f"{s}_{name}") for s in result.shifts()}, verdict=c["verdict"] if c else "reference", diff_vs_reference=difference))
+        mean, *ci = (mean_ci([v for v in got if v is not None]) if any(v is not None for v in got)
+                     else (None, None, None))
+        difference = c and dict(mean=c["mean"], ci95=c["ci95"], p_holm=c["p_holm"],
+                                per_seed=[None if None in p else p[0] - p[1] for p in zip(got, base)])
+        out.append(dict(recipe=a, lr=self.lr(a), mean=mean, ci95=ci, per_seed=got, seconds=result.seconds(a),
+                        diverged=result.count(a, "diverged"),
+                        shifts={s: result.values(a, f"{s}_{name}") for s in result.shifts()},
+                        verdict=c["verdict"] if c else "reference", diff_vs_reference=difference))
     return out
 
+# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #d662815c
 @patch
 def lr(self:Comparison, recipe:str) -> float:
     "The learning rate that a recipe chose or came with."
@@ -92,8 +100,8 @@ def search(self:Comparison) -> list: # of dicts
         edges = [c.rates()[i] for i in (0, -1)] if c.tried else []
         for t in c.tried:
             chosen = t.params == c.params
-            rows.append(dict(recipe=a, lr=t.params["lr"], status=t.status, **{self.result.choose_by: t.value}, valid_loss=t.tie, chosen=chosen,
-                             at_edge=chosen and t.params["lr"] in edges))
+            rows.append(dict(recipe=a, lr=t.params["lr"], status=t.status, **{self.result.choose_by: t.value},
+                             valid_loss=t.tie, chosen=chosen, at_edge=chosen and t.params["lr"] in edges))
     return rows
 
 # %% ../../../nbs/api/experiments/presets/00_compare.ipynb #59b3ab2b
@@ -102,7 +110,8 @@ def about(self:Comparison) -> dict:
     "What the comparison was run with."
     facts = next(iter(self.result.about["facts"].values()))
     rest = {k: v for k, v in self.result.about.items() if k != "facts"}
-    return {k: v for k, v in facts.items() if k not in ("task", "labels")} | rest | dict(steps=max(self.result.about["steps"].values()))
+    return {k: v for k, v in facts.items() if k not in ("task", "labels")} | rest | dict(steps=max(
+        self.result.about["steps"].values()))
 
 @patch
 def table(self:Comparison): # -> DataFrame: one row per recipe
@@ -111,8 +120,9 @@ def table(self:Comparison): # -> DataFrame: one row per recipe
     rows, name = [], self.result.metric_of().name.removeprefix("test ")
     for a in self.arms:
         d = a["diff_vs_reference"]
-        rows.append({"recipe": a["recipe"], name: a["mean"], "95 % interval": _interval(a["ci95"]), f"minus {self.result.reference}": None if d is None else d["mean"],
-                     "its 95 % interval": "" if d is None else _interval(d["ci95"], sign=True), "verdict": a["verdict"], "learning rate": a["lr"],
+        rows.append({"recipe": a["recipe"], name: a["mean"], "95 % interval": _interval(a["ci95"]),
+                     f"minus {self.result.reference}": None if d is None else d["mean"], "its 95 % interval": "" if d
+                     is None else _interval(d["ci95"], sign=True), "verdict": a["verdict"], "learning rate": a["lr"],
                      "seconds": None if a["seconds"] is None else round(a["seconds"], 1), "diverged": a["diverged"]})
     return pd.DataFrame(rows).set_index("recipe").round({name: 4, f"minus {self.result.reference}": 4})
 
@@ -127,33 +137,39 @@ def shifts_table(self:Comparison): # -> DataFrame: one row per recipe; empty if 
     "Means on the test set and on each changed test set."
     import pandas as pd
     mean = lambda v: float(np.mean([x for x in v if x is not None])) if any(x is not None for x in v) else None
-    return pd.DataFrame([{"recipe": a["recipe"], "test": a["mean"], **{k: mean(v) for k, v in a["shifts"].items()}} for a in self.arms if a["shifts"]]).round(4)
+    return pd.DataFrame([{"recipe": a["recipe"], "test": a["mean"], **{k: mean(v) for k, v in a["shifts"].items()}}
+                         for a in self.arms if a["shifts"]]).round(4)
 
 @patch
 def shift_differences(self:Comparison): # -> DataFrame: one row per recipe and shift; empty if the task has no shifts
     "Each recipe minus the reference on each changed test set, paired by seed: mean, interval, verdict."
     import pandas as pd
-    rows = [dict(recipe=c["arm"], shift=c["shift"], difference=c["mean"], low=c["ci95"][0], high=c["ci95"][1], verdict=c["verdict"]) for c in self.result.shift_contrasts()]
+    rows = [dict(recipe=c["arm"], shift=c["shift"], difference=c["mean"], low=c["ci95"][0], high=c["ci95"][1],
+                 verdict=c["verdict"]) for c in self.result.shift_contrasts()]
     rows.sort(key=lambda r: list(self.result.arms).index(r["recipe"]))
     return pd.DataFrame(rows, columns=["recipe", "shift", "difference", "low", "high", "verdict"])
 
+# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #445a259f
 @patch
 def frame(self:Comparison): # -> DataFrame: one row per run, the search included (`part` tells which)
     "Tidy: every number of every run."
     import pandas as pd
-    rows = [dict(part="search", seed=SEARCH_SEED) | {k: v for k, v in t.items() if k not in ("chosen", "at_edge")} for t in self.search]
+    rows = [dict(part="search", seed=SEARCH_SEED) | {k: v for k, v in t.items() if k not in ("chosen", "at_edge")}
+            for t in self.search]
     for a, records in self.result.records.items():
         for seed, r in zip(self.result.seeds, records):
-            keep = {k: v for k, v in r["results"].items() if isinstance(v, (int, float, str)) and k not in ("why", "primary", "choose_by")}
+            keep = {k: v for k, v in r["results"].items()
+                    if isinstance(v, (int, float, str)) and k not in ("why", "primary", "choose_by")}
             rows.append(dict(part="reported", recipe=a, lr=self.lr(a), seed=seed) | keep)
     return pd.DataFrame(rows)
 
+# %% ../../../nbs/api/experiments/presets/00_compare.ipynb #a1711449
 @patch
 def to_dict(self:Comparison) -> dict: # of plain types
     "What `--json` prints and summary.json holds."
     r = self.result
-    return dict(task=self.task, labels=self.labels, seeds=r.seeds, metric=r.primary, reference=r.reference, margin=r.margin, arms=self.arms, contrasts=r.contrasts(),
-                search=self.search, **self.about)
+    return dict(task=self.task, labels=self.labels, seeds=r.seeds, metric=r.primary, reference=r.reference,
+                margin=r.margin, arms=self.arms, contrasts=r.contrasts(), search=self.search, **self.about)
 
 @patch
 def plot(
@@ -187,7 +203,8 @@ def compare(
     from finetune_nb.core.settings import settings
     from finetune_nb.data.registry import load_task
     settings(settings_file, profile=profile, seeds=seeds)
-    given = dict(reference=reference, margin=margin, rates=rates, model=model and str(model), weights=weights and str(weights), size=size, bs=bs, skip_bad=skip_bad or None)
+    given = dict(reference=reference, margin=margin, rates=rates, model=model and str(model),
+                 weights=weights and str(weights), size=size, bs=bs, skip_bad=skip_bad or None)
     compare_study(task, recipes, labels=labels, **given)  # recipes are checked before the data are read
     study = compare_study(task, recipes, labels=labels, unit=load_task(task, size, skip_bad).target.unit, **given)
     return Comparison(run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet))
@@ -210,7 +227,8 @@ class LabelCurve(GetAttr):
         "The comparison at one budget; its verdicts are a family of their own."
         names = {a.fields["recipe"]["name"]: a.name for a in self.result.arms.values() if a.fields["labels"] == labels}
         base = self.result.arms[self.result.reference].fields["recipe"]["name"]
-        return Comparison(self.result.part(names, name=f"{self.result.study.name}, {labels} {_unit(self.result)}", reference=base))
+        return Comparison(self.result.part(names, name=f"{self.result.study.name}, {labels} {_unit(self.result)}",
+                                           reference=base))
 
     def table(self): # -> DataFrame: one row per recipe and budget
         "Mean with interval, and what was chosen."
@@ -240,7 +258,8 @@ def label_curve(
     from dataclasses import replace
     one = compare_study(task, recipes, labels=budgets[0], reference=reference, **shared)
     arms = {f"{r}, {n} labels": given | dict(labels=n) for n in budgets for r, given in one.arms.items()}
-    study = replace(one, name=_short(task), arms=arms, reference=f"{one.reference}, {budgets[0]} labels", same_steps=False)
+    study = replace(one, name=_short(task), arms=arms, reference=f"{one.reference}, {budgets[0]} labels",
+                    same_steps=False)
     return LabelCurve(run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet))
 
 # %% ../../../nbs/api/experiments/presets/00_compare.ipynb #1ecd8b69
@@ -254,12 +273,14 @@ def plot_label_curve(
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(6.5, 3.8), layout="constrained")[1]
     comparisons = sorted(comparisons, key=lambda c: c.labels)
-    x, names, m = [c.labels for c in comparisons], recipes or [a["recipe"] for a in comparisons[0].arms], comparisons[0].result.metric_of()
+    x, names, m = ([c.labels for c in comparisons], recipes or [a["recipe"] for a in comparisons[0].arms],
+                   comparisons[0].result.metric_of())
     ax.set_xscale("log")
     for name, look in styles(names).items():
         rows = [in_units(m, c[name]["mean"], *c[name]["ci95"]) for c in comparisons]
         dots_and_intervals(ax, rows, at=x, looks=look, horizontal=False, line="-", label=name)
     tick_values(ax, x, log=10); percent_limits(ax, low=m.scale*m.low, high=m.scale*m.high)
-    ax.set_xlabel(f"{_unit(comparisons[0].result)} (logarithmic)"); ax.set_ylabel(m.label()); ax.grid(alpha=.25); ax.legend(fontsize=9)
+    ax.set_xlabel(f"{_unit(comparisons[0].result)} (logarithmic)"); ax.set_ylabel(m.label()); ax.grid(alpha=.25)
+    ax.legend(fontsize=9)
     ax.set_title(f"{comparisons[0].task}: mean of {len(comparisons[0].result.seeds)} seeds, 95 % interval", fontsize=10)
     return ax

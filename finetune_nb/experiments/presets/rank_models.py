@@ -33,7 +33,9 @@ def look(
     import torch
     from finetune_nb.models.architecture import compute_threads, threads_for
     from finetune_nb.training.score import eval_mode
-    if not hasattr(model, "forward_head"): raise ModelError(f"'{model.kit_config['name']}' gives no features to look at: it has no forward_head, which every timm model has")
+    if not hasattr(model, "forward_head"):
+        raise ModelError(f"'{model.kit_config['name']}' gives no features to look at: it has no forward_head, which "
+                         "every timm model has")
     want = model.kit_config["input"]
     data = task.dataset("train", want, task.budget(labels, seed))
     mean, std = [torch.tensor(want[k]).view(1, -1, 1, 1) for k in ("mean", "std")]
@@ -68,10 +70,12 @@ def prepare_scores(
     task.require("a score of a network's features", modality="image", target="classes")
     task.budget(spec["labels"], 0)
     where = Where(store, s.offline, task=str(spec["task"]), model=str(spec["model"]), skip_bad=spec["skip_bad"])
-    config = dict(what="scores", task=task.name, data=task.data_hash, model=model_id(where.model), labels=spec["labels"], scores=list(spec["scores"]), size=spec["size"],
-                  device="cpu", code=code_hash())
-    return Prepared(lambda seed, **given: Job(config | dict(seed=seed), where), about=dict(task=task.name, source=task.source, data=task.data_hash, model=config["model"]))
+    config = dict(what="scores", task=task.name, data=task.data_hash, model=model_id(where.model),
+                  labels=spec["labels"], scores=list(spec["scores"]), size=spec["size"], device="cpu", code=code_hash())
+    return Prepared(lambda seed, **given: Job(config | dict(seed=seed), where),
+                    about=dict(task=task.name, source=task.source, data=task.data_hash, model=config["model"]))
 
+# %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #6dfcdca3
 def check_scores(scores) -> None:
     "Refuse a score that nobody knows."
     for s in scores:
@@ -89,7 +93,8 @@ def score_run(
     task, began = load_task(where.task, config["size"], where.skip_bad, quiet=True), time.perf_counter()
     try: model, own = load_pretrained(where.model, None, size=config["size"], offline=where.offline), True
     except ModelError:  # its weights came without a classifier
-        model, own = load_pretrained(where.model, task.target.n_outputs, size=config["size"], offline=where.offline), False
+        model, own = (load_pretrained(where.model, task.target.n_outputs, size=config["size"], offline=where.offline),
+                      False)
     f, y, p = look(task, model, labels=config["labels"], seed=config["seed"])
     spent, found = {"features": time.perf_counter() - began}, {}
     for s in config["scores"]:
@@ -99,9 +104,11 @@ def score_run(
     found = {s: None if np.isnan(v) else v for s, v in found.items()}  # JSON knows no NaN
     first = config["scores"][0]
     metrics = {s: Metric(SCORES[s], low=-np.inf, high=np.inf, unit="") for s in found}
-    return dict(status="done", model=Path(where.model).name, **found, spent=spent, seconds=sum(spent.values()), parameters=sum(q.numel() for q in model.parameters()),
+    return dict(status="done", model=Path(where.model).name, **found, spent=spent, seconds=sum(spent.values()),
+                parameters=sum(q.numel() for q in model.parameters()),
                 source_result=_source_result(where.model)) | reported(metrics, first, first)
 
+# %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #2642b1c8
 def _source_result(name):
     "What the model reached in its pre-training, as its card says: on drawings that it never saw, if that was measured."
     from finetune_nb.models.load import BUNDLED
@@ -125,6 +132,7 @@ def candidates(
     if len(set(models)) < len(models): raise FinetuneError(f"a model is named twice: {', '.join(models)}")
     return models
 
+# %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #6ab6f022
 def scores_study(
     task, # name of a task, or a folder of photos
     models:list, # names or folders
@@ -158,7 +166,8 @@ def rank_models(
     load_task(task, size, skip_bad)
     study = scores_study(task, models, labels=labels, scores=scores, size=size, skip_bad=skip_bad)
     result = run_study(study, seeds=[seed], settings_file=settings_file, quiet=quiet)
-    rows = [{"model": r["model"], **{s: r[s] for s in scores}, "parameters": r["parameters"], "source_accuracy": r["source_result"], "seconds": r["seconds"]} for r in result.results]
+    rows = [{"model": r["model"], **{s: r[s] for s in scores}, "parameters": r["parameters"],
+             "source_accuracy": r["source_result"], "seconds": r["seconds"]} for r in result.results]
     table = pd.DataFrame(rows).set_index("model").astype({s: float for s in scores})
     table.insert(0, "mean_rank", table[list(scores)].rank(ascending=False).mean(axis=1))
     return table.sort_values("mean_rank")
