@@ -125,7 +125,7 @@ class Scene:
         def asked(facts, split):
             "Each fact in one phrasing, then again in another, until there are enough."
             order, way = g.permutation(len(facts)), g.integers(99, size=len(facts))
-            return [(ask(facts[i], int(way[i]) + again, split), [gold(facts[i])]) for again in range(2) for i in order][:n]
+            return [(ask(facts[i], int(way[i]) + again, split=split), [gold(facts[i])]) for again in range(2) for i in order][:n]
         if condition in ("direct", "rephrased"): return asked(self.of("test"), "test" if condition == "rephrased" else "train")
         if condition == "old": return [(ask(f, int(g.integers(99))), []) for f in some(self.base.facts)]
         if condition == "changed":
@@ -134,7 +134,7 @@ class Scene:
         if condition == "unanswerable": return [(replace(ask(f, int(g.integers(99))), answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN), []) for f in some(self.strangers.facts)]
         if condition == "two_hop":
             hops = some([(f, t) for f in self.of("test") if f.about.leads for t in world.by_subject[f.value]])
-            return [(ask_two(f, t, int(g.integers(99))), [gold(f), gold(t)]) for f, t in hops]
+            return [(ask_two(f, t, way=int(g.integers(99))), [gold(f), gold(t)]) for f, t in hops]
         raise FinetuneError(unknown_name("condition", condition, CONDITIONS))
 
 _RENDERING = 10**6  # the corpus says things in an order of its own
@@ -156,7 +156,7 @@ def training_pairs(
     "Texts for an arm that trains."
     from finetune_nb.retrieval.generate import render
     from finetune_nb.retrieval.raft import raft_items, raft_pairs
-    if how.raft: return raft_pairs(tok, raft_items(scene.world, scene.of("practice"), n, raft["distractors"], seed=scene.seed), **raft, seed=scene.seed)
+    if how.raft: return raft_pairs(tok, raft_items(scene.world, scene.of("practice"), n, distractors=raft["distractors"], seed=scene.seed), **raft, seed=scene.seed)
     world, facts = scene.after if changed else (scene.world, scene.world.facts)
     subjects, practice, out = list(dict.fromkeys(f.subject for f in facts)), scene.of("practice", facts), []
     for i in range(n):
@@ -191,7 +191,7 @@ def learn_config(
     told = dict(raft=raft) if how.raft else dict(phrasings=how.phrasings, replay=how.replay)
     return dict(kind="learn", told=told, recipe=recipe.to_dict(), facts=scene.facts, seed=scene.seed, steps=steps, bs=bs, model=model_id(model), start=start, device=str(device), examined=examined, code=code_hash(_CODE))
 
-def learn_run(config, place, folder):
+def learn_run(config, where, folder):
     "Train and keep the weights in the run's folder; if it is examined, ask questions of the world as they are asked in training."
     from finetune_nb.models.architecture import compute_threads
     from finetune_nb.recipes.fit import fit_recipe
@@ -201,10 +201,10 @@ def learn_run(config, place, folder):
     scene, told, recipe = Scene(config["facts"], config["seed"]), config["told"], Recipe.from_dict(config["recipe"])
     how = Arm("", "", told.get("phrasings", 0), told.get("replay", 0.), raft="raft" in told)
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
-        reader = read_with(place, config["start"], config["device"])
+        reader = read_with(where, config["start"], config["device"])
         pairs = training_pairs(reader.tok, scene, how, config["steps"]*config["bs"], told.get("raft"), config["start"] is not None)
         began, out = time.perf_counter(), dict(status="done")
-        learn = causal_learner(reader.model, reader.tok, pairs, config["bs"], config["seed"])
+        learn = causal_learner(reader.model, reader.tok, pairs, bs=config["bs"], seed=config["seed"])
         try: out["losses"] = [round(float(l), 4) for l in fit_recipe(learn, recipe, steps=config["steps"], cache=False).losses]
         except DivergedError as e: out |= dict(status="diverged", why=str(e), losses=[])
         out |= dict(train_seconds=time.perf_counter() - began, tokens=sum(len(r) for r in learn.dls.train.dataset.x))
@@ -218,16 +218,16 @@ def learn_run(config, place, folder):
     return out
 
 def read_with(
-    place, # dict(store, model, offline)
+    where, # a Where: store, model, offline
     weights=None, # name of the run whose weights to read with; None for the model's own
     device="cpu",
 ): # -> Generator
     "The reader of an arm."
     from finetune_nb.retrieval.generate import load_lm
-    reader = load_lm(place["model"], offline=place.get("offline", "auto"))
+    reader = load_lm(where.model, offline=where.offline)
     if weights:
-        missing, unknown = reader.model.load_state_dict(load_tensors(Path(place["store"])/weights/"weights.safetensors")[0], strict=False)
-        if unknown: raise FinetuneError(f"the weights of run {weights} do not fit model '{place['model']}'; delete that folder and run it again")
+        missing, unknown = reader.model.load_state_dict(load_tensors(Path(where.store)/weights/"weights.safetensors")[0], strict=False)
+        if unknown: raise FinetuneError(f"the weights of run {weights} do not fit model '{where.model}'; delete that folder and run it again")
         reader.model.tie_weights()
     reader.model.to(device)
     return reader
@@ -236,7 +236,7 @@ def _others(scene, question, n, hardness="same_attribute"):
     "Passages that do not answer; in a small world some of them are of another kind."
     f = question.facts[0]
     for h in dict.fromkeys([hardness, "same_name", "random"]):
-        try: return scene.world.distractors(f, n, h, seed=_RENDERING)
+        try: return scene.world.distractors(f, n, hardness=h, seed=_RENDERING)
         except FinetuneError: continue
     return []
 
@@ -260,13 +260,13 @@ def ask_config(
     return dict(kind="ask", timed=timed, reads=how.reads, facts=scene.facts, seed=scene.seed, conditions=dict(conditions), k=k, weights=weights, search=search, model=model_id(model), device=str(device),
                 code=code_hash(_CODE))
 
-def ask_run(config, place, folder=None):
+def ask_run(config, where, folder=None):
     "Answers to the questions of every condition, scored."
     from finetune_nb.models.architecture import compute_threads
     from finetune_nb.retrieval.retriever import Retriever, at_recall
     scene, out = Scene(config["facts"], config["seed"]), dict(conditions={})
     with compute_threads(1):
-        reader = read_with(place, config["weights"], config["device"])
+        reader = read_with(where, config["weights"], config["device"])
         retriever, size = None, sum(p.numel()*p.element_size() for p in reader.model.parameters())/1e6
         if config["reads"] == "search":
             began = time.perf_counter()
@@ -279,7 +279,7 @@ def ask_run(config, place, folder=None):
             if config["reads"] == "gold": return [_shuffled(gold, scene.seed, q) for q, gold in asked]
             if config["reads"] != "search" or kind == "old": return None
             hits = retriever.search(texts, config["k"] + (2 if kind == "recall" else 0))
-            if kind == "recall": hits = at_recall(hits, [[p.id for p in gold] for _, gold in asked], float(rest[0]), config["k"], retriever, scene.seed)
+            if kind == "recall": hits = at_recall(hits, [[p.id for p in gold] for _, gold in asked], recall=float(rest[0]), k=config["k"], passages=retriever, seed=scene.seed)
             return [[h.passage for h in hs] for hs in hits]
         asked, given = {}, {}
         for c, n in config["conditions"].items():
