@@ -35,10 +35,10 @@ def copy_for_smoke(path, folder):
 def write_lab(path):
     "A lab as students get it."
     import nbformat
-    from finetune_nb.grading.versions import student_copy
+    from finetune_nb.grading.versions import student_version
     from finetune_nb.grading.lab import example_lab, read_notebook
     source = example_lab(path.parent)
-    nbformat.write(student_copy(read_notebook(source)), path)
+    nbformat.write(student_version(read_notebook(source)), path)
     source.unlink()
 
 

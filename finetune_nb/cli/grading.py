@@ -35,7 +35,7 @@ def add_class_commands(
     c.add_argument("--weights", metavar="FILE", help="safetensors file with the model's weights")
     c.add_argument("--profile", help=" | ".join(PROFILES) + ": how much work one run is")
     c.add_argument("--run", action="store_true", help="also run it, unattended, down to report.html")
-    c = command("bundle-class", "Pack what a room without internet needs: settings, labs, tutorials, the kit, a list of wheels.")
+    c = command("bundle-class", "Pack what a classroom without internet needs: settings, labs, tutorials, the kit, a list of wheels.")
     c.add_argument("--out", metavar="PATH", default="class_bundle.zip", help="a folder, or a file that ends in .zip (default class_bundle.zip)")
     c.add_argument("--labs", metavar="1,2", help="numbers of labs, or all; default: those of settings.ini")
     c.add_argument("--source", metavar="DIR", help="folder of the labs' sources; default: nbs/labs of the checkout")
@@ -50,7 +50,7 @@ def add_class_commands(
         c.add_argument("--class", dest="class_dir", required=True, metavar="DIR", help="folder of the class")
         c.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else")
         return c
-    c = lab_step("release", "Make the students' copies of labs, without solutions and hidden tests, with the dials of the class.")
+    c = lab_step("release", "Make the student versions of labs, without solutions and hidden tests, with the settings of the class.")
     c.add_argument("--labs", metavar="1,2", help="numbers of labs, or all; default: what [class] labs in the class's settings.ini says")
     c.add_argument("--settings", metavar="FILE", help="the first time: settings.ini that the class begins with; default: the nearest one")
     c.add_argument("--source", metavar="DIR", help="folder of source notebooks; default: nbs/labs of this checkout")
@@ -58,11 +58,11 @@ def add_class_commands(
     c = lab_step("collect", "Gather students' notebooks from a folder or zip archive.")
     c.add_argument("source", metavar="FROM", help="folder or zip archive, as a learning platform exports it")
     c.add_argument("--lab", metavar="N", help="take this lab alone")
-    c = lab_step("grade", "Run every hand-in isolated, give points, write feedback pages. What is graded and unchanged is not run again.")
+    c = lab_step("grade", "Run every submission isolated, give points, write feedback pages. What is graded and unchanged is not run again.")
     c.add_argument("--lab", metavar="N", help="this lab alone")
     c.add_argument("--students", metavar="A,B", help="these students alone")
-    c.add_argument("--workers", type=_count, metavar="N", help="hand-ins at once; default: [run] workers, at most 4 if that is auto")
-    c.add_argument("--no-isolation", action="store_true", help="go on where this machine cannot isolate; a hand-in can then do all that you can do")
+    c.add_argument("--workers", type=_count, metavar="N", help="submissions at once; default: [run] workers, at most 4 if that is auto")
+    c.add_argument("--no-isolation", action="store_true", help="go on where this machine cannot isolate; a submission can then do all that you can do")
     c.add_argument("--force", action="store_true", help="run again what has not changed")
     c = lab_step("report", "Write the gradebook as csv, statistics of every question, and report.html.")
     c.add_argument("--out", metavar="DIR", help="folder for the results; default: report in the class's folder")
@@ -96,7 +96,7 @@ def _new(a):
 
 def _bundle_class(a):
     from finetune_nb.grading.class_bundle import bundle_class
-    got = bundle_class(a.out, a.settings, a.labs, False if a.no_tutorials else a.tutorials, a.warm, False if a.no_labs else a.source)
+    got = bundle_class(a.out, a.settings, labs=a.labs, tutorials=False if a.no_tutorials else a.tutorials, warm=a.warm, source=False if a.no_labs else a.source)
     if a.json: return got | dict(path=str(got["path"]))
     print(f"{got['path']}: {got['files']} files, {got['bytes']/1e6:.1f} MB; labs: {', '.join(got['labs']) or 'none'}", *(f"  {n}" for n in got["notes"]),
           "next: on a machine like the students', python -m pip download --no-deps -d wheels -r wheels.txt (see wheels.txt in it)", sep="\n")
@@ -107,15 +107,15 @@ def _lab(a): return {"release": _lab_release, "collect": _lab_collect, "grade": 
 def _lab_release(a):
     import pandas as pd
     from finetune_nb.grading.release import release
-    rows = release(a.class_dir, a.labs, a.settings, a.source, a.force)
+    rows = release(a.class_dir, a.labs, settings_file=a.settings, folder=a.source, force=a.force)
     if a.json: return dict(labs=rows)
     print(pd.DataFrame(rows).drop(columns="id").to_string(index=False), "", "Hand out the folders above; each holds a notebook and the settings.ini of the class.", sep="\n")
 
 def _lab_collect(a):
     import pandas as pd
     from finetune_nb.grading.collect import collect
-    rows = collect(a.class_dir, a.source, a.lab)
-    if a.json: return dict(hand_ins=rows)
+    rows = collect(a.class_dir, a.source, lab=a.lab)
+    if a.json: return dict(submissions=rows)
     if rows: print(pd.DataFrame(rows).to_string(index=False))
     counts = {s: sum(r["status"] == s for r in rows) for s in dict.fromkeys(r["status"] for r in rows)}
     print(", ".join(f"{n} {s}" for s, n in counts.items()) or f"no notebooks in {a.source}")
@@ -123,16 +123,16 @@ def _lab_collect(a):
 def _lab_grade(a):
     import pandas as pd
     from finetune_nb.grading.grade import grade
-    rows = grade(a.class_dir, a.lab, [n.strip() for n in a.students.split(",")] if a.students else None, a.workers, a.no_isolation, a.force)
+    rows = grade(a.class_dir, a.lab, students=[n.strip() for n in a.students.split(",")] if a.students else None, workers=a.workers, unsafe=a.no_isolation, force=a.force)
     if a.json: return dict(graded=rows)
-    if not rows: print("nothing has been handed in yet: finetune-nb lab collect"); return
+    if not rows: print("nothing has been submitted yet: finetune-nb lab collect"); return
     print(pd.DataFrame(rows).drop(columns="notes").to_string(index=False))
     if said := [f"{r['student']}, {r['lab']}: {n}" for r in rows for n in r["notes"]]: print("", "Remarks", *said, sep="\n")
 
 def _lab_report(a):
     from finetune_nb.grading.gradebook import class_tables, report
     tables = class_tables(a.class_dir)
-    paths, labs, stats = report(a.class_dir, a.out, tables), tables["gradebook"], tables["questions"]
+    paths, labs, stats = report(a.class_dir, a.out, tables=tables), tables["gradebook"], tables["questions"]
     if a.json: return dict(labs=json.loads(labs.to_json(orient="records")), questions=json.loads(stats.to_json(orient="records")), files={n: str(p) for n, p in paths.items()})
     print(labs.drop(columns="remarks").to_string(index=False), "", stats.round(3).to_string(index=False), "", *(f"{n:13} {p}" for n, p in paths.items()), sep="\n")
 

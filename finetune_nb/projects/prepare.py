@@ -179,39 +179,46 @@ def write_made(
 # %% ../../nbs/api/projects/00_prepare.ipynb #edc344db
 class Report:
     "One page for a project: headings with sentences, lists, facts, tables and figures under them."
-    def __init__(self, title, heading="finetune_nb"): self.title, self.heading, self.parts = title, heading, []
+    def __init__(
+        self,
+        title, # of the page
+        heading="finetune_nb", # small, above the title
+    ): self.title, self.heading, self.parts = title, heading, []
 
     def add(
         self,
         heading, # of the section
-        *parts, # str: a paragraph (or, after ">>> ", code); list: bullets; dict: facts; DataFrame: a table; matplotlib figure: a picture
+        *parts, # str: a paragraph (or, after ">>> ", code); list: bullets; dict: facts; DataFrame: a table; figure: a picture
         first=False, # before all others?
-    ):
+    ) -> None:
         "One more section. Run a cell again, and the section is replaced."
-        rest, new = [p for p in self.parts if p[0] != heading], [(heading, [_html(p, heading) for p in parts])]
+        from finetune_nb.core.html import html_section
+        rest = [p for p in self.parts if p[0] != heading]
+        new = [(heading, html_section(heading, *[_html(p, heading) for p in parts]))]
         self.parts = new + rest if first else rest + new
 
-    def save(self, path): # -> Path
+    def save(
+        self,
+        path, # the html file
+    ) -> Path: # of the page
         "Write the page: one file that needs nothing else."
-        from html import escape
         from finetune_nb.core.html import write_page
-        write_page(path := Path(path), self.title, self.heading, "\n".join(f"<h2>{escape(h)}</h2>\n" + "\n".join(ps) for h, ps in self.parts))
+        write_page(path := Path(path), self.title, heading=self.heading, body=[section for _, section in self.parts])
         return path
 
+# %% ../../nbs/api/projects/00_prepare.ipynb #466ce9a7
 _LINK = re.compile(r"\b(?:reports|made)/[\w/-]+\.\w+")  # files beside the page
 
-def _linked(m): return f'<a href="{m[0]}">{m[0]}</a>'
-
 def _html(part, heading):
-    import io
-    from html import escape
-    from finetune_nb.core.html import html_facts, html_list, html_picture, html_table
-    if isinstance(part, str) and part.startswith(">>> "): return f'<pre class="wide">{escape(part[4:])}</pre>'
-    if isinstance(part, str): return f"<p>{_LINK.sub(_linked, escape(part))}</p>"
+    "A part of a page as Markup."
+    from finetune_nb.core.html import Markup, html_code, html_facts, html_list, html_picture, html_table, png_bytes
+    if isinstance(part, str) and part.startswith(">>> "): return html_code(part[4:])
+    if isinstance(part, str): return Markup(f"<p>{_LINK.sub(_linked, str(Markup.escape(part)))}</p>")
     if isinstance(part, dict): return html_facts(part)
     if isinstance(part, (list, tuple)): return html_list([str(p) for p in part])
-    if hasattr(part, "to_html"): return html_table(part if type(part.index).__name__ == "RangeIndex" else part.reset_index(), index=False)
-    if hasattr(part, "savefig"):
-        part.savefig(png := io.BytesIO(), format="png", dpi=150, facecolor="white", metadata={"Software": None})
-        return html_picture(png.getvalue(), heading)
+    if hasattr(part, "to_html"):
+        return html_table(part if type(part.index).__name__ == "RangeIndex" else part.reset_index(), index=False)
+    if hasattr(part, "savefig"): return html_picture(png_bytes(part), heading)
     raise TaskError(f"a report takes str, list, dict, DataFrame and figure, not {type(part).__name__}")
+
+def _linked(m): return f'<a href="{m[0]}">{m[0]}</a>'
