@@ -82,7 +82,7 @@ def _doctor(a):
 def _new(a):
     from pathlib import Path
     from finetune_nb.projects.new import new_project
-    got = new_project(a.folder, a.kind, a.data, a.questions, a.text, a.label, a.model, a.weights, a.profile, a.settings)
+    got = new_project(a.folder, a.kind, data=a.data, questions=a.questions, text=a.text, label=a.label, model=a.model, weights=a.weights, profile=a.profile, settings_file=a.settings)
     out = dict(project=str(got["folder"]), kind=a.kind, notebook=str(got["notebook"]), found=got["found"])
     if not a.json: print(f"{got['folder']}: project.ipynb, README.md, settings.ini, run.py", *(f"  {l}" for l in got["found"]), sep="\n", flush=True)
     if a.run:

@@ -189,7 +189,7 @@ def _list(a):
         rows = labs_table().reset_index().to_dict("records")
     else:
         from finetune_nb.models.catalogue import list_models
-        rows = json.loads(list_models(a.pattern, a.source, a.measure).to_json(orient="records"))
+        rows = json.loads(list_models(a.pattern, a.source, measure=a.measure).to_json(orient="records"))
     if a.json: return {a.what: rows}
     print(pd.DataFrame(rows).to_string(index=False) if rows else f"no {a.what[:-1]} matches '{a.pattern}'")
 

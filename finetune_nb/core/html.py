@@ -57,6 +57,7 @@ def html_list(
     "A bulleted list."
     return _part("bullets", list(lines))
 
+# %% ../../nbs/api/core/07_html.ipynb #8385cff6
 def html_facts(
     facts:dict, # name -> value
 ) -> str: # Markup

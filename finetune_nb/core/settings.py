@@ -70,12 +70,14 @@ def _text(accepts): return str, accepts
 
 # %% ../../nbs/api/core/02_settings.ipynb #2f4a591c
 SCHEMA = {
-    "profile": _Key("run", "fast", _choice(*PROFILES), "size of every run (smoke is for tests: too small to show anything)"),
+    "profile": _Key("run", "fast", _choice(*PROFILES),
+                    "size of every run (smoke is for tests: too small to show anything)"),
     "seeds": _Key("run", "auto", _whole(1, auto=True), "repetitions of each arm"),
     "device": _Key("run", "auto", _choice("auto", "cpu", "cuda", "mps"), "where to compute"),
     "workers": _Key("run", "auto", _whole(1, auto=True), "processes at once (auto: one per core)"),
     "offline": _Key("run", "auto", _choice("auto", "yes", "no"), "use downloads? yes never asks the network"),
-    "memory_gb": _Key("run", "4", _amount(above=0), "items of a task that are kept in memory, GB; the rest is read from files"),
+    "memory_gb": _Key("run", "4", _amount(above=0),
+                      "items of a task that are kept in memory, GB; the rest is read from files"),
     "keep_gb": _Key("run", "5", _amount(), "weights of finished runs that are kept, GB"),
     "cache": _Key("paths", "~/.cache/finetune_nb", _text("a folder"), "finished runs and downloads"),
     "reports": _Key("paths", "reports", _text("a folder"), "tables, figures, report.html"),
@@ -120,7 +122,8 @@ def find_settings(
     here = Path(start or Path.cwd()).resolve()
     for file in (folder/"settings.ini" for folder in (here, *here.parents)):
         try:
-            if file.is_file() and any(w in file.read_text(encoding="utf-8", errors="replace") for w in _OURS): return file
+            if file.is_file() and any(w in file.read_text(encoding="utf-8", errors="replace") for w in _OURS):
+                return file
         except OSError: return file  # unreadable: let reading it say so
     return None
 
@@ -137,6 +140,7 @@ def _given(file, overrides):
         if v is not None: texts[k], places[k] = str(v), f"setting {k}"
     return texts, places
 
+# %% ../../nbs/api/core/02_settings.ipynb #f3097ab5
 def settings(
     file=None, # settings.ini to read; None to walk up from the working directory
     start=None, # where to begin walking up
