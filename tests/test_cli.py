@@ -5,22 +5,26 @@ import pytest
 from PIL import Image
 
 from finetune_nb.models.load import BUNDLED
-from tests.helpers import ROOT, SMALL, cli, environment, refused
+from tests.helpers import SMALL, cli, environment, refused
 
 
 def test_json_is_one_object_and_nothing_else(tmp_path):
-    done = cli(tmp_path, *SMALL, "--out", "r", "--json")
+    done = cli(tmp_path, *SMALL, "--out", "r", "--json", fresh=True)
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     assert [a["recipe"] for a in got["arms"]] == ["full", "linear_probe"]
-    assert {"report.html", "results.csv", "summary.json", "accuracy.png", "curves.png", "pareto.png"} == {p.name for p in (tmp_path/"r").iterdir()}
+    assert {"report.html", "results.csv", "summary.json", "accuracy.png", "curves.png",
+            "pareto.png"} == {p.name for p in (tmp_path/"r").iterdir()}
 
 
 def test_sums_and_brackets_are_recipes_too(tmp_path):
     "The comma inside brackets separates nothing."
-    done = cli(tmp_path, "compare", "digits", "--recipes", "gradual + l2_sp, best_of(linear_probe, full), surgical(layer1)", "--labels", 1, "--profile", "smoke", "--json")
+    done = cli(tmp_path, "compare", "digits", "--recipes",
+               "gradual + l2_sp, best_of(linear_probe, full), surgical(layer1)", "--labels", 1, "--profile",
+               "smoke", "--json")
     assert done.returncode == 0, done.stderr
-    assert [a["recipe"] for a in json.loads(done.stdout)["arms"]] == ["gradual + l2_sp", "best_of(linear_probe, full)", "surgical(layer1)"]
+    assert [a["recipe"] for a in json.loads(done.stdout)["arms"]] == ["gradual + l2_sp", "best_of(linear_probe, full)",
+                                                                      "surgical(layer1)"]
 
 
 def test_a_recipe_file_with_a_misspelt_field(tmp_path):
@@ -32,7 +36,8 @@ def test_a_recipe_file_with_a_misspelt_field(tmp_path):
 def test_help_is_quick(tmp_path):
     took = []
     for _ in range(3):
-        began = time.perf_counter(); done = cli(tmp_path, "--help"); took.append(time.perf_counter() - began)
+        began = time.perf_counter(); done = cli(tmp_path, "--help", fresh=True)
+        took.append(time.perf_counter() - began)
     assert done.returncode == 0 and "compare" in done.stdout and min(took) < 1
 
 
@@ -57,8 +62,9 @@ def test_bad_arguments(tmp_path, args, words):
 
 def test_bad_input_in_a_process_of_its_own(tmp_path):
     "As a shell sees it: status 2, one line on standard error, nothing on standard output."
-    done = cli(tmp_path, "compare", "digts")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    done = cli(tmp_path, "compare", "digts", fresh=True)
+    assert (done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ")
+            and done.stderr.count("\n") == 1)
 
 
 def test_misspelt_settings_key(tmp_path):
@@ -120,15 +126,18 @@ def test_old_results_stay_when_the_new_command_is_wrong(tmp_path):
 
 def test_photos_from_command_to_report(tmp_path):
     photos(tmp_path/"pets")
-    done = cli(tmp_path, "compare", tmp_path/"pets", "--labels", "all", "--profile", "smoke", "--recipes", "linear_probe", "--size", 32)
+    done = cli(tmp_path, "compare", tmp_path/"pets", "--labels", "all", "--profile", "smoke", "--recipes",
+               "linear_probe", "--size", 32)
     assert done.returncode == 0, done.stderr
     assert (tmp_path/"reports"/"compare_pets"/"report.html").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupt_is_130_and_keeps_what_is_done(tmp_path):
-    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", "compare", "digits", "--profile", "fast", "--labels", "1", "--recipes", "full", "--seeds", "30"], cwd=tmp_path,
-                         env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", "compare", "digits", "--profile", "fast",
+                          "--labels", "1", "--recipes", "full", "--seeds", "30"], cwd=tmp_path,
+                         env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         start_new_session=True)
     for _ in range(600):
         if list((tmp_path/"cache").glob("runs/*/run.json")): break
         time.sleep(.1)
