@@ -21,8 +21,8 @@ def _rows(what, a):
     "What there is of `what`, a dict each."
     if what == "tasks":
         from finetune_nb.data.registry import TASKS, load_task
-        return [dict(task=n, classes=len(t.classes), **{s: len(t.labels[s]) for s in ("train", "valid", "test")},
-                     max_labels=t.max_labels,
+        return [dict(task=n, classes=len(t.target.vocab), **{s: len(t.targets[s]) for s in ("train", "valid", "test")},
+                     max_labels=t.max_budget,
                      source=t.source, licence=t.licence) for n, t in ((n, load_task(n)) for n in TASKS)]
     if what == "models":
         from finetune_nb.models.catalogue import list_models

@@ -35,11 +35,11 @@ def named_task(
     task = load_task(base, size, skip_bad, quiet=True)
     if part in FAMILIES and base == "scripts":
         low, high = FAMILIES[part]
-        return only_classes(task, [i for i, c in enumerate(task.classes) if low <= ord(c[0]) <= high])
+        return only_classes(task, [i for i, c in enumerate(task.target.vocab) if low <= ord(c[0]) <= high])
     names = [p.strip() for p in part.split(",")]
     for n in names:
-        if n not in task.classes: raise TaskError(unknown_name(f"class of task '{base}'", n, [*(FAMILIES if base == "scripts" else task.classes)]))
-    return only_classes(task, [task.classes.index(n) for n in names])
+        if n not in task.target.vocab: raise TaskError(unknown_name(f"class of task '{base}'", n, [*(FAMILIES if base == "scripts" else task.target.vocab)]))
+    return only_classes(task, [task.target.vocab.index(n) for n in names])
 
 # %% ../../nbs/api/continual/05_multitask.ipynb #6de7ccd4
 MULTI_WAYS = ("shared", "one_by_one")
@@ -61,7 +61,7 @@ def several(
     tasks, # list of Task
 ): # -> Scenario of the task kind: a head for each
     "Tasks as parts of one scenario, each with outputs of its own."
-    ends = np.cumsum([0, *(len(t.classes) for t in tasks)])
+    ends = np.cumsum([0, *(len(t.target.vocab) for t in tasks)])
     return Scenario("task", list(tasks), [list(range(a, b)) for a, b in zip(ends, ends[1:])])
 
 def _learn_shared(course, steps, lr):
@@ -87,7 +87,7 @@ def multitask_run(
     if isinstance(c["tasks"], str) or len(c["tasks"]) < 2 or len(set(c["tasks"])) < len(c["tasks"]): raise FinetuneError(f"several tasks are at least two different names in a list, not {c['tasks']!r}")
     if c["bs"] < len(c["tasks"]): raise FinetuneError(f"a batch of {c['bs']} has no room for an item of each of {len(c['tasks'])} tasks; make bs larger")
     tasks = [named_task(t, c["size"], place.get("skip_bad", False)) for t in c["tasks"]]
-    if other := next((t for t in tasks if t.modality != "image"), None): raise TaskError(f"several tasks share a body for images; task '{other.name}' is made of {other.modality}s")
+    for t in tasks: t.require("a shared body", modality="image", target="classes")
     courses = [several(tasks)] if c["way"] == "shared" else [several([t]) for t in tasks]
     lr, began, training, out, found, spent, held = c["lr"] or 1e-3, time.perf_counter(), 0., dict(status="done"), dict(test=[], valid=[]), 0, 0
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it

@@ -15,7 +15,7 @@ import torch
 from ..core.errors import TaskError, unknown_name
 from ..core.files import content_hash
 from ..core.seeds import rng
-from ..data.corruptions import data_hash, derived
+from ..data.corruptions import keep_classes
 from ..data.shifts import SHIFTS, shifted
 from ..data.task import SPLITS
 
@@ -26,12 +26,10 @@ def only_classes(
 ): # -> Task with labels 0 .. len(classes) - 1
     "The part of `task` with these classes."
     classes = [int(c) for c in classes]
-    if len(set(classes)) < len(classes) or not set(classes) <= set(range(len(task.classes))) or not classes:
-        raise TaskError(f"task '{task.name}' has the classes 0 to {len(task.classes) - 1}; give some of them, each once, not {classes}")
-    new = np.zeros(len(task.classes), dtype=np.int64); new[classes] = np.arange(len(classes))
-    names = [task.classes[c] for c in classes]
-    part = derived(task, f"only the classes {', '.join(names)}", {s: np.flatnonzero(np.isin(task.labels[s], classes)) for s in SPLITS},
-                   {s: new[task.labels[s]] for s in SPLITS}, classes=names)
+    if len(set(classes)) < len(classes) or not set(classes) <= set(range(len(task.target.vocab))) or not classes:
+        raise TaskError(f"task '{task.name}' has the classes 0 to {len(task.target.vocab) - 1}; give some of them, each once, not {classes}")
+    names = [task.target.vocab[c] for c in classes]
+    part = keep_classes(task, classes, f"only the classes {', '.join(names)}")
     return replace(part, name=f"{task.name} {names[0]}-{names[-1]}" if len(names) > 1 else f"{task.name} {names[0]}")
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #636824e0
@@ -41,7 +39,7 @@ def split_classes(
     order=None, # numbers of the classes in the order in which they come; None for 0, 1, 2 ...
 ): # -> list of Task, list of the classes of each
     "Cut the classes of `task` into equal parts."
-    n = len(task.classes)
+    n = len(task.target.vocab)
     order = list(range(n)) if order is None else [int(c) for c in order]
     if sorted(order) != list(range(n)): raise TaskError(f"the order of the classes of task '{task.name}' must name each of 0 to {n - 1} once")
     if not 2 <= parts <= n or n % parts:
@@ -58,13 +56,14 @@ class ShiftedImages:
     def __len__(self): return len(self.images)
     @property
     def native(self): return self.images.native
-    def fit(self, channels, size):
-        if (channels, size) not in self._made:
-            x = torch.as_tensor(self.images.fit(channels, size)).clone()
+    def fit(self, input):
+        key = input["channels"], input["size"]
+        if key not in self._made:
+            x = torch.as_tensor(self.images.fit(input)).clone()
             which = slice(None) if self.which is None else self.which
             if len(x[which]): x[which] = shifted(x[which], self.shift)
-            self._made[channels, size] = x
-        return self._made[channels, size]
+            self._made[key] = x
+        return self._made[key]
 
 def in_domain(
     task, # a Task
@@ -75,12 +74,12 @@ def in_domain(
     if domain == "plain" or share == 0: return task
     if domain not in SHIFTS: raise TaskError(unknown_name("domain", domain, ["plain", *SHIFTS]))
     if not 0 < share <= 1: raise TaskError(f"the share of items that change lies between 0 and 1, not {share!r}")
-    parent, note = data_hash(task), f"every split {domain}" if share == 1 else f"{share:.1%} of every split {domain}"
+    parent, note = task.data_hash, f"every split {domain}" if share == 1 else f"{share:.1%} of every split {domain}"
     def changed(split, images):
         which = None if share == 1 else torch.from_numpy(np.sort(rng("share", split).permutation(len(images))[:round(share * len(images))]))
         return ShiftedImages(images, domain, which)
     name = content_hash([parent, note])
-    return replace(task, name=f"{task.name} {domain}" if share == 1 else f"{task.name} {share:.0%} {domain}", images={s: changed(s, x) for s, x in task.images.items()}, shifts={},
+    return replace(task, name=f"{task.name} {domain}" if share == 1 else f"{task.name} {share:.0%} {domain}", items={s: changed(s, x) for s, x in task.items.items()}, shifts={},
                    data_hash=name, history=[*task.history, dict(parent=parent, note=note, hash=name)])
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #8a325534
@@ -130,12 +129,12 @@ def make_scenario(
 ): # -> Scenario
     "Cut `task` into a sequence of parts."
     if kind not in SCENARIOS: raise TaskError(unknown_name("scenario", kind, SCENARIOS))
-    if task.modality != "image": raise TaskError(f"a sequence is made of images; task '{task.name}' is made of {task.modality}s. Give an image task")
+    task.require("a sequence", modality="image", target="classes")
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 2: raise TaskError(f"a sequence has at least 2 parts, not {parts!r}")
     if kind != "domain": return Scenario(kind, *split_classes(task, parts, order))
     domains = list(domains or DOMAINS[:parts])
     if len(domains) != parts: raise TaskError(f"{parts} parts need as many domains, {len(domains)} are named: {', '.join(domains)}")
-    return Scenario(kind, [in_domain(task, d) for d in domains], [list(range(len(task.classes)))] * parts)
+    return Scenario(kind, [in_domain(task, d) for d in domains], [list(range(len(task.target.vocab)))] * parts)
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #ad3db234
 class Items:
@@ -152,10 +151,10 @@ class Items:
     ):
         x, y, part = [], [], []
         for j, (task, outputs) in enumerate(zip(scenario.parts, scenario.outputs)):
-            index = task.budget(labels, seed) if split == "train" else np.arange(len(task.labels[split]))
+            index = task.budget(labels, seed) if split == "train" else np.arange(len(task.targets[split]))
             if limit: index = np.sort(rng("limit").permutation(index)[:limit])
-            x.append(task.images[split].fit(input["channels"], input["size"])[torch.from_numpy(index)])
-            y.append(torch.tensor(outputs)[torch.from_numpy(task.labels[split][index])]); part.append(torch.full((len(index),), j))
+            x.append(task.items[split].fit(input)[torch.from_numpy(index)])
+            y.append(torch.tensor(outputs)[torch.from_numpy(task.targets[split][index])]); part.append(torch.full((len(index),), j))
         self.x, self.y, self.part = (torch.cat(v).to(device) for v in (x, y, part))
         self.mean, self.std = (255 * torch.tensor(input[k], dtype=torch.float32, device=device)[:, None, None] for k in ("mean", "std"))
 

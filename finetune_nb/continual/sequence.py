@@ -80,7 +80,7 @@ def sequence_run(
     if c["order"] not in ("given", "shuffled"): raise FinetuneError(unknown_name("order of classes", c["order"], ["given", "shuffled"]))
     if c["method"] == "joint" and c["strength"] is not None: raise RecipeError("method 'joint' has no strength; leave it out")
     task = change_task(load_task(c["task"], c["size"], place.get("skip_bad", False), quiet=True), c["change"])
-    order = rng(c["seed"], "order of classes").permutation(len(task.classes)).tolist() if c["order"] == "shuffled" else None
+    order = rng(c["seed"], "order of classes").permutation(len(task.target.vocab)).tolist() if c["order"] == "shuffled" else None
     scenario, lr = make_scenario(c["scenario"], task, c["parts"], order, c["domains"]), c["lr"] or RATES.get(c["method"], 1e-3)
     began, training, R, losses, out = time.perf_counter(), 0., [], [], dict(status="done")
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it

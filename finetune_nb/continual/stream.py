@@ -30,16 +30,16 @@ def blocks_of(
     drift_share=1., # share of the items that are changed in the last block
 ): # -> Scenario of the domain kind, a part a block
     "Cut the training items into blocks, class by class."
-    if task.modality != "image": raise TaskError(f"a stream is made of images; task '{task.name}' is made of {task.modality}s. Give an image task")
+    task.require("a stream", modality="image", target="classes")
     chosen = task.budget(labels, seed)
-    y, own = task.labels["train"][chosen], [[] for _ in range(blocks)]
-    for c in range(len(task.classes)):
+    y, own = task.targets["train"][chosen], [[] for _ in range(blocks)]
+    for c in range(len(task.target.vocab)):
         mine = chosen[y == c]
-        if len(mine) < blocks: raise TaskError(f"task '{task.name}' has {len(mine)} training items of class '{task.classes[c]}', too few for {blocks} blocks; make fewer blocks or give more labels")
+        if len(mine) < blocks: raise TaskError(f"task '{task.name}' has {len(mine)} training items of class '{task.target.vocab[c]}', too few for {blocks} blocks; make fewer blocks or give more labels")
         for b, piece in enumerate(np.array_split(mine, blocks)): own[(b + c) % blocks].append(piece)  # where a class does not divide, the larger pieces take turns
     parts = [replace(derived(task, f"block {b + 1} of {blocks}, seed {seed}", {"train": np.sort(np.concatenate(p))}), name=f"{task.name} block {b + 1}", shifts={}) for b, p in enumerate(own)]
     if drift: parts = [in_domain(p, drift, drift_share * b / (blocks - 1)) for b, p in enumerate(parts)]
-    return Scenario("domain", parts, [list(range(len(task.classes)))] * blocks)
+    return Scenario("domain", parts, [list(range(len(task.target.vocab)))] * blocks)
 
 # %% ../../nbs/api/continual/04_stream.ipynb #fc383414
 WAYS = ("continue", "again", "scratch")

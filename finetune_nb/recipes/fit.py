@@ -16,8 +16,8 @@ from fastai.callback.mixup import MixUp
 
 from ..core.errors import FinetuneError, RecipeError
 from ..core.seeds import set_seed
-from ..models.architecture import compute_threads, create_model, threads_for
-from ..models.text import create_text_model
+from ..models.architecture import compute_threads, threads_for
+from ..models.networks import rebuilt
 from .checkpoint import Checkpoint
 from .callbacks import EarlyStop, L2SP, WiseFT
 from .plan_callback import FollowPlan
@@ -36,7 +36,7 @@ class Trace:
     plan:Plan
     rates:np.ndarray  # float64 [steps done, groups] that the optimiser had
     losses:np.ndarray  # training loss (nats) of each step
-    curve:list  # dicts of step, valid_accuracy, valid_loss
+    curve:list  # dicts of step, valid_loss and each metric, such as valid_accuracy
     cached:bool  # were the features computed once?
     watched:dict = field(default_factory=dict)  # gradient, update, distance: float64 [steps, groups]; empty unless watched
     trainable:float = None  # highest share of the parameters that trained in some phase
@@ -113,8 +113,7 @@ def _random_weights(learn):
     config = getattr(learn.model, "kit_config", None)
     if config is None: raise RecipeError("a recipe from random weights has to build the network again, which only works for networks of pretrained_learner")
     set_seed(learn.seed)
-    build = create_text_model if learn.task.modality == "text" else create_model
-    learn.model.load_state_dict(build(**config["architecture"], num_classes=config["num_classes"]).state_dict())
+    learn.model.load_state_dict(rebuilt(config).state_dict())
     learn.is_pretrained = False
 
 def recipe_groups(learn, recipe):
@@ -129,7 +128,8 @@ def _check(learn, recipe, steps):
     make_plan(recipe, groups, steps)
     if recipe.part == "bias" and not any(n.endswith("bias") for g in groups[:-1] for n, _ in g.named_params):
         raise RecipeError(f"recipe '{recipe.name}' trains biases, but below its head this network has none")
-    if recipe.mixup and getattr(getattr(learn, "task", None), "modality", "image") != "image": raise RecipeError(f"recipe '{recipe.name}': mixup mixes images; this task is {learn.task.modality}")
+    if recipe.mixup and hasattr(learn, "task") and not learn.task.modality.mixes:
+        raise RecipeError(f"recipe '{recipe.name}': mixup averages inputs, which {learn.task.modality.plural} do not allow")
 
 def _callbacks(learn, recipe, plan, groups, owner, curve_points, on_step, watch):
     stop = EarlyStop(learn.model, recipe.early_stop["patience"]) if recipe.early_stop else None

@@ -105,7 +105,7 @@ class FollowPlan(Callback):
 
     def _measure(self):
         found = score(self.learn.model, self.dls.valid)
-        self.curve.append(dict(step=self.step, valid_accuracy=found["accuracy"], valid_loss=found["loss"]))
+        self.curve.append(dict(step=self.step, **{f"valid_{k}": v for k, v in found.items() if k != "n"}))
         return any([m(self) for m in self.measured])
 
     def _ratios(self, before):
