@@ -745,6 +745,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'finetune_nb.data.registry._state': ( 'api/data/registry.html#_state',
                                                                                  'finetune_nb/data/registry.py'),
                                            'finetune_nb.data.registry.load_task': ( 'api/data/registry.html#load_task',
+                                                                                    'finetune_nb/data/registry.py'),
+                                           'finetune_nb.data.registry.task_path': ( 'api/data/registry.html#task_path',
                                                                                     'finetune_nb/data/registry.py')},
             'finetune_nb.data.shifts': { 'finetune_nb.data.shifts._uniform': ( 'api/data/shifts.html#_uniform',
                                                                                'finetune_nb/data/shifts.py'),

@@ -60,6 +60,17 @@ def test_bad_arguments(tmp_path, args, words):
     assert not (tmp_path/"reports").exists(), "a refused command left a folder behind"
 
 
+def test_a_typo_does_not_wait_for_torch(tmp_path):
+    "What is wrong with words, files and options is said before anything that takes seconds is imported."
+    code = ("import sys; from finetune_nb.cli.main import main; wrong = [main(line.split()) for line in sys.argv[1:]]; "
+            "print(set(wrong), {'torch', 'fastai', 'pandas'} & set(sys.modules))")
+    lines = ("compar", "compare digts", "compare no/such/folder", "audit digts", "study none.yaml", "showdown --search bm",
+             "list tsks", "new x --kind imag", "lab relese", "doctor --settings none.ini", "compare digits --labels x")
+    done = subprocess.run([sys.executable, "-c", code, *lines], cwd=tmp_path, env=environment(tmp_path), text=True,
+                          capture_output=True, timeout=60)
+    assert done.stdout == "{2} set()\n" and done.stderr.count("\n") == len(lines), done
+
+
 def test_bad_input_in_a_process_of_its_own(tmp_path):
     "As a shell sees it: status 2, one line on standard error, nothing on standard output."
     done = cli(tmp_path, "compare", "digts", fresh=True)

@@ -78,8 +78,9 @@ def _compare(a):
     s = settings(a.settings, profile=a.profile, seeds=a.seeds)
     if a.size is not None and a.size < 8:
         raise SettingsError(f"--size {a.size}: pictures need at least 8 pixels a side")
-    name = Path(a.task).resolve().name if os.path.isdir(a.task) else a.task
-    out = Path(a.out or Path(s.reports)/f"compare_{_as_name(name)}")
+    from finetune_nb.data.registry import task_path
+    place = task_path(a.task)
+    out = Path(a.out or Path(s.reports)/f"compare_{_as_name(place.name if place else a.task)}")
     from finetune_nb.recipes.library import split_names
     from finetune_nb.experiments.presets.compare import compare
     from finetune_nb.experiments.report import conclusions, save_report
@@ -173,16 +174,16 @@ def _claims(a):
 def _audit(a):
     "Look for faults in the data of a task: leakage, duplicates, wrong labels, imbalance, odd items, drift."
     from pathlib import Path
-    s, photos = settings(a.settings), os.path.isdir(a.task)
-    out = Path(
-        a.out or Path(s.reports)/f"audit_{_as_name(Path(a.task).resolve().name if os.path.exists(a.task) else a.task)}")
+    from finetune_nb.data.registry import task_path
+    s, place = settings(a.settings), task_path(a.task)
+    out = Path(a.out or Path(s.reports)/f"audit_{_as_name(place.name if place else a.task)}")
     from finetune_nb.core.files import writable_folder
     from finetune_nb.data.audit_report import audit_conclusions, save_audit
     from finetune_nb.data.audit import audit
     from finetune_nb.data.registry import load_task
     task = load_task(a.task, skip_bad=True)  # what cannot be read is a finding here
     writable_folder(out)
-    found = audit(task, folder=a.task if photos else None)
+    found = audit(task, folder=place if place and place.is_dir() else None)
     paths = save_audit(found, out, found.cleaned()[1])
     if a.json: return found.to_dict() | dict(files={n: str(p) for n, p in paths.items()})
     print(found.findings().to_string(), "", *audit_conclusions(found), "", *_files(paths), sep="\n")
