@@ -68,7 +68,8 @@ def _files(paths):
          arg("--weights", metavar="FILE", help="safetensors file with the model's weights"),
          arg("--size", type=int, metavar="PIXELS", help="side of the pictures; default: what the model was trained on"),
          arg("--reference", metavar="RECIPE", help="recipe to compare with (default full)"),
-         arg("--margin", type=share, default=0.01, help="differences of at most this do not matter (default 0.01)"),
+         arg("--margin", type=amount,
+             help="differences of at most this do not matter (default: what the metric says, 0.01 for an accuracy)"),
          PROFILE,
          out_folder("compare_TASK"),
          arg("--skip-bad", action="store_true", help="leave unreadable photos out instead of stopping"))
@@ -83,11 +84,12 @@ def _compare(a):
     out = Path(a.out or Path(s.reports)/f"compare_{_as_name(place.name if place else a.task)}")
     from finetune_nb.recipes.library import split_names
     from finetune_nb.experiments.presets.compare import compare
-    from finetune_nb.experiments.report import conclusions, save_report
-    got = compare(a.task, split_names(a.recipes) if a.recipes else None, a.labels, a.seeds, a.model, a.weights, a.size,
-                  a.margin, a.reference, a.profile, skip_bad=a.skip_bad, settings_file=a.settings, out=out)
+    from finetune_nb.experiments.report import conclusions, save_report, summary
+    got = compare(a.task, split_names(a.recipes) if a.recipes else None, labels=a.labels, seeds=a.seeds, model=a.model,
+                  weights=a.weights, size=a.size, margin=a.margin, reference=a.reference, profile=a.profile,
+                  skip_bad=a.skip_bad, settings_file=a.settings, out=out)
     paths = save_report(got, out)
-    if a.json: return got.to_dict() | dict(files={n: str(p) for n, p in paths.items()})
+    if a.json: return summary(got) | dict(files={n: str(p) for n, p in paths.items()})
     print(got.table().to_string(), "", *conclusions(got), "", *_files(paths), sep="\n")
 
 # %% ../../nbs/api/cli/02_main.ipynb #c1100028
@@ -135,12 +137,12 @@ def _study(a):
     from finetune_nb.experiments.study import Study
     study = Study.from_yaml(Path(a.file))  # what is wrong with the file is said before the heavy imports
     from finetune_nb.experiments.engine import run_study
-    from finetune_nb.experiments.study_report import save_study, study_conclusions, study_summary
+    from finetune_nb.experiments.report import conclusions, save_report, summary
     out = Path(a.out or Path(s.reports)/f"study_{_as_name(study.name)}")
-    got = run_study(study, a.profile, a.seeds, settings_file=a.settings, backend=a.backend, address=a.address, out=out)
-    paths = save_study(got, out)
-    if a.json: return study_summary(got) | dict(files={n: str(p) for n, p in paths.items()})
-    print(got.table().round(4).to_string(), "", *study_conclusions(got), "", *_files(paths), sep="\n")
+    got = run_study(study, a.profile, seeds=a.seeds, settings_file=a.settings, backend=a.backend, address=a.address, out=out)
+    paths = save_report(got, out)
+    if a.json: return summary(got) | dict(files={n: str(p) for n, p in paths.items()})
+    print(got.table().round(4).to_string(), "", *conclusions(got), "", *_files(paths), sep="\n")
 
 # %% ../../nbs/api/cli/02_main.ipynb #c1100029
 @command("claims",
