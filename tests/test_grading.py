@@ -486,12 +486,6 @@ def test_nothing_to_isolate_with(course):
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
-def has_lab_command():
-    from finetune_nb.cli.main import _parser
-    return any("lab" in (a.choices or ()) for a in _parser()._actions)
-
-
-@pytest.mark.skipif(not has_lab_command(), reason="the command line has no `lab` yet")
 def test_command_line(tmp_path):
     "release, collect, grade and report, each a process of its own; one JSON object each."
     from finetune_nb.grading.lab import example_lab
@@ -517,7 +511,6 @@ def test_command_line(tmp_path):
     assert "test_mean" in lab("report", "--class", "c")
 
 
-@pytest.mark.skipif(not has_lab_command(), reason="the command line has no `lab` yet")
 @pytest.mark.parametrize("args, words", [
     (("release", "--class", "c", "--source", "labs", "--labs", "7"), "unknown lab '7'"),
     (("release", "--class", "c", "--source", "nowhere"), "no labs in nowhere"),

@@ -1,5 +1,5 @@
 "What someone reads whose machine does not fit; and that the shipped files are complete."
-import subprocess, sys
+import json, os, subprocess, sys
 
 import pytest
 
@@ -49,6 +49,35 @@ def test_a_touched_file_does_not_install_again(setup, tmp_path, monkeypatch):
     assert setup.is_ready()
     (tmp_path/"pyproject.toml").write_text("[project]\nname = 'other'\n")
     assert not setup.is_ready()
+
+
+def conflict(folder):
+    """A repository in `folder` in which a merge has just met two versions of one cell of a.ipynb; gives git's exit status."""
+    def cell(text): return json.dumps(dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[
+        dict(cell_type="code", id="c0", metadata={}, source=[text], outputs=[], execution_count=None)]), indent=1)
+    def git(*args):
+        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *args], cwd=folder, capture_output=True)
+    (folder/".gitattributes").write_text("*.ipynb merge=nbdev-merge\n")
+    for branch, text in (("main", "x = 1"), ("theirs", "x = 2"), ("main", "x = 3")):
+        git("checkout", "-q", *(["-b"] if branch == "theirs" else []), branch)
+        (folder/"a.ipynb").write_text(cell(text)); git("add", "-A"); git("commit", "-qm", text)
+    return git("merge", "theirs").returncode
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_notebooks_merge_cell_by_cell(setup, tmp_path, installed):
+    "Two versions of a cell become two cells; where nbdev is not (any more), git marks the lines as in any text."
+    subprocess.run(["git", "init", "-q", "-b", "main", tmp_path], check=True)
+    setup.merge_notebooks(str(tmp_path), os.path.dirname(sys.executable) if installed else str(tmp_path))
+    assert conflict(tmp_path) == 1
+    text = (tmp_path/"a.ipynb").read_text()
+    if installed: assert {"x = 2", "x = 3"} <= {"".join(c["source"]) for c in json.loads(text)["cells"]}
+    else: assert "<<<<<<<" in text and "x = 2" in text and "x = 3" in text
+
+
+def test_a_folder_without_git_is_left_alone(setup, tmp_path):
+    setup.merge_notebooks(str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_clean_and_readme_agree():
