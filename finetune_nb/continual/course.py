@@ -84,11 +84,7 @@ class OpenLoss(nn.Module):
         super().__init__()
         self.rivals, self.reduction = rivals, reduction
 
-    def forward(
-        self,
-        logits, # [B, outputs]
-        y, # right outputs, int64 [B]
-    ) -> torch.Tensor:
+    def forward(self, logits, y) -> torch.Tensor: # logits [B, outputs], right outputs int64 [B]
         return cross_entropy(closed(logits, self.rivals[y]), y, reduction=self.reduction)
 
     def measure(
@@ -145,6 +141,7 @@ def loader(
         for _ in range(each): yield pick(fresh.take) if pick else fresh.take(self.bs)
     return PartLoader(self.train, batches, each=each, bs=self.bs, streams=[fresh, *streams], device=self.device)
 
+# %% ../../nbs/api/continual/01a_course.ipynb #37e6bff2
 @patch
 def learner(
     self:Course,
@@ -156,7 +153,8 @@ def learner(
     "An ordinary fastai learner for one fit."
     valid, loss = self.valid or self.train, OpenLoss(self.rivals(max(parts)))
     own = torch.cat([valid.of(j) for j in parts]).split(256)
-    dls = DataLoaders(loader, PartLoader(valid, lambda: own, each=len(own), bs=256, device=self.device), device=self.device)
+    dls = DataLoaders(loader, PartLoader(valid, lambda: own, each=len(own), bs=256, device=self.device),
+                      device=self.device)
     learn = Learner(dls, self.net, loss_func=loss, opt_func=adamw, train_bn=False, wd_bn_bias=True)
     learn.groups, learn.task, learn.seed = self.groups, self.scenario.parts[max(parts)], seed
     learn.is_pretrained, learn.measured_by = self.pretrained, loss.measure

@@ -93,7 +93,7 @@ def fisher(
     generator=None, # torch.Generator that draws the labels
     chunk=32, # items at once
 ) -> dict: # name of a parameter that trains -> tensor like it
-    "Diagonal of the Fisher information: squared gradients of the log-likelihood under labels sampled from the model, mean over items."
+    "Diagonal of the Fisher information: mean squared gradient of the log-likelihood of labels sampled from the model."
     params = {n: p.detach() for n, p in net.named_parameters() if p.requires_grad}
     fixed = {n: v.detach() for n, v in net.state_dict().items() if n not in params}
     def loglik(params, x, y, open):
@@ -114,7 +114,7 @@ class L2Penalty(Naive):
     def callbacks(self): return [L2SP(self.course.groups, alpha=self.strength, beta=None)] if self.part else []
 
 class EWC(Naive):
-    "Pull each weight towards its values after earlier parts, by its Fisher information there (Kirkpatrick et al., 2017)."
+    "Pull each weight to its values after earlier parts, by its Fisher information there (Kirkpatrick et al., 2017)."
     unit, default, strengths = "lambda, weight of the penalty", 1000., (100., 300., 1000., 3000., 10000.)
     items = 64  # that the Fisher information of a part is estimated on
     def __init__(self, course, strength=None):
@@ -125,7 +125,8 @@ class EWC(Naive):
         self.pairs = [(p, *self.sums[n]) for n, p in self.course.net.named_parameters() if n in self.sums]
 
     def before_step(self):
-        # The gradient of the sum of all penalties is lambda (sum F_k) w - lambda sum F_k w*_k: two tensors, however many parts.
+        # The gradient of the sum of all penalties is lambda (sum F_k) w - lambda sum F_k w*_k: two tensors, however
+        # many parts.
         with torch.no_grad():
             for p, f, fw in self.pairs:
                 if p.grad is not None: p.grad.add_(f*p - fw, alpha=self.strength)
@@ -151,7 +152,7 @@ def distillation(
     masks, # list of bool [outputs]: each its own softmax
     T=2., # temperature
 ) -> torch.Tensor: # a scalar
-    "T^2 times the Kullback-Leibler divergence from the old answers, mean over items and softmaxes (Hinton et al., 2015)."
+    "T^2 times the Kullback-Leibler divergence from the old answers, mean over items and softmaxes."
     def one(mask):
         new, before = (log_softmax(l[:, mask] / T, 1) for l in (logits, old))
         return kl_div(new, before, reduction="batchmean", log_target=True)
@@ -181,7 +182,8 @@ class LoRA(Naive):
     unit, default, strengths = "r, rank of the additions", 4, (1, 2, 4, 8, 16)
     def adapt(self, recipe):
         if recipe.lora or recipe.part != "all":
-            raise RecipeError(f"recipe '{recipe.name}' says itself which part of the weights trains; method 'lora' cannot say it too")
+            raise RecipeError(
+                f"recipe '{recipe.name}' says itself which part of the weights trains; method 'lora' cannot say it too")
         rank = int(self.strength)
         # The norm layers train along, as with the other methods.
         return replace(recipe, lora=dict(r=rank, lora_alpha=2*rank), part="adapter", norm=self.course.norm or "train")
@@ -190,7 +192,8 @@ class WiSE(Naive):
     "Average the weights with those before the part (WiSE-FT; Wortsman et al., 2022)."
     unit, default, strengths = "alpha, weight of the new ones", .5, (.2, .35, .5, .65, .8)
     def adapt(self, recipe):
-        if recipe.wise_ft is not None: raise RecipeError(f"recipe '{recipe.name}' averages weights itself; method 'wise_ft' cannot do it too")
+        if recipe.wise_ft is not None:
+            raise RecipeError(f"recipe '{recipe.name}' averages weights itself; method 'wise_ft' cannot do it too")
         return replace(recipe, wise_ft=self.strength)
 
 # %% ../../nbs/api/continual/02_methods.ipynb #7d23cec6
@@ -212,7 +215,8 @@ def make_method(
     strength = cls.default if strength is None else strength
     fine = isinstance(strength, (int, float)) and math.isfinite(strength) and strength >= 0
     if cls.unit and not fine:
-        raise RecipeError(f"method '{name}': the strength ({cls.unit}) must be a number of at least 0, not {strength!r}")
+        raise RecipeError(
+            f"method '{name}': the strength ({cls.unit}) must be a number of at least 0, not {strength!r}")
     return cls(course, strength)
 
 # %% ../../nbs/api/continual/02_methods.ipynb #3d9f7205
@@ -233,5 +237,6 @@ def methods_table() -> "DataFrame": # one row for each method
     "Methods, what their strength is, its default and the values to choose from."
     import pandas as pd
     rows = [dict(method=n, about=(c or learn_jointly).__doc__, strength=getattr(c, "unit", None),
-                 default=getattr(c, "default", None), choose_from=list(getattr(c, "strengths", ()))) for n, c in METHODS.items()]
+                 default=getattr(c, "default", None), choose_from=list(getattr(c, "strengths", ())))
+            for n, c in METHODS.items()]
     return pd.DataFrame(rows).set_index("method")

@@ -23,7 +23,8 @@ from ..models.architecture import compute_threads
 from ..recipes.plan_callback import DivergedError
 
 # %% ../../nbs/api/continual/05_multitask.ipynb #163be6a6
-FAMILIES = {"georgian": (0x10d0, 0x10f0), "capitals": (0x531, 0x556), "small": (0x561, 0x586)}  # of the task scripts: Mkhedruli, Armenian
+# of the task scripts: Mkhedruli, Armenian
+FAMILIES = {"georgian": (0x10d0, 0x10f0), "capitals": (0x531, 0x556), "small": (0x561, 0x586)}
 
 def named_task(
     name, # "digits", a folder, "scripts:georgian", or classes of a task by name: "digits:0,1,2"
@@ -96,7 +97,8 @@ def _tasks(c, place):
     if isinstance(names, str) or len(names) < 2 or len(set(names)) < len(names):
         raise FinetuneError(f"several tasks are at least two different names in a list, not {names!r}")
     if c["bs"] < len(names):
-        raise FinetuneError(f"a batch of {c['bs']} has no room for an item of each of {len(names)} tasks; make bs larger")
+        raise FinetuneError(
+            f"a batch of {c['bs']} has no room for an item of each of {len(names)} tasks; make bs larger")
     tasks = [named_task(t, size=c["size"], skip_bad=place.get("skip_bad", False)) for t in names]
     if other := next((t for t in tasks if t.modality != "image"), None):
         raise TaskError(f"several tasks share a body for images; task '{other.name}' is made of {other.modality}s")
@@ -113,7 +115,7 @@ def multitask_run(
     place=None, # dict: offline
     folder=None, # of the run; nothing is written there
 ) -> dict: # of plain results
-    "Learn several tasks with one shared body, or one network for each; accuracy on each task, mean, parameters that must be stored."
+    "Learn several tasks with one shared body, or one network for each; accuracies, their mean, parameters to store."
     c, place, began = filled(config, MULTI_FIELDS, what="multitask"), place or {}, time.perf_counter()
     tasks, lr = _tasks(c, place), c["lr"] or c["recipe"].lr or 1e-3
     training, out, found, spent, held = 0., dict(status="done"), dict(test=[], valid=[]), 0, 0

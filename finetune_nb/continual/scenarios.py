@@ -28,7 +28,8 @@ def only_classes(
     "The part of `task` with these classes."
     classes, known = [int(c) for c in classes], len(task.classes)
     if len(set(classes)) < len(classes) or not set(classes) <= set(range(known)) or not classes:
-        raise TaskError(f"task '{task.name}' has the classes 0 to {known - 1}; give some of them, each once, not {classes}")
+        raise TaskError(
+            f"task '{task.name}' has the classes 0 to {known - 1}; give some of them, each once, not {classes}")
     new = np.zeros(known, dtype=np.int64); new[classes] = np.arange(len(classes))
     names = [task.classes[c] for c in classes]
     stay = {s: np.flatnonzero(np.isin(task.labels[s], classes)) for s in SPLITS}
@@ -50,7 +51,8 @@ def split_classes(
         raise TaskError(f"the order of the classes of task '{task.name}' must name each of 0 to {n - 1} once")
     if not 2 <= parts <= n or n % parts:
         fit = ", ".join(str(k) for k in range(2, n + 1) if n % k == 0)
-        raise TaskError(f"the {n} classes of task '{task.name}' do not divide into {parts} equal parts; give one of {fit}")
+        raise TaskError(
+            f"the {n} classes of task '{task.name}' do not divide into {parts} equal parts; give one of {fit}")
     classes = np.reshape(order, (parts, -1)).tolist()
     return [only_classes(task, c) for c in classes], classes
 
@@ -165,7 +167,8 @@ def make_scenario(
     "Cut `task` into a sequence of parts."
     if kind not in SCENARIOS: raise TaskError(unknown_name("scenario", kind, SCENARIOS))
     if task.modality != "image":
-        raise TaskError(f"a sequence is made of images; task '{task.name}' is made of {task.modality}s. Give an image task")
+        raise TaskError(
+            f"a sequence is made of images; task '{task.name}' is made of {task.modality}s. Give an image task")
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 2:
         raise TaskError(f"a sequence has at least 2 parts, not {parts!r}")
     if kind != "domain": return Scenario(kind, *split_classes(task, parts, order=order))

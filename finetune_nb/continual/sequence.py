@@ -65,10 +65,12 @@ def filled(
     for k, least in _LEAST.items():
         if c.get(k) is not None and not whole(c[k], least):
             raise FinetuneError(f"{what} run: {k} must be a whole number of at least {least}, not {c[k]!r}")
-    if c["lr"] is not None and not positive(c["lr"]): raise FinetuneError(f"{what} run: lr must be a number above 0, not {c['lr']!r}")
+    if c["lr"] is not None and not positive(c["lr"]):
+        raise FinetuneError(f"{what} run: lr must be a number above 0, not {c['lr']!r}")
     if c["weight_decay"] is not None and not (c["weight_decay"] == 0 or positive(c["weight_decay"])):
         raise FinetuneError(f"{what} run: weight_decay must be a number of at least 0, not {c['weight_decay']!r}")
-    if c["norm"] is not None and c["norm"] not in NORM_POLICIES: raise FinetuneError(unknown_name("norm policy", c["norm"], NORM_POLICIES))
+    if c["norm"] is not None and c["norm"] not in NORM_POLICIES:
+        raise FinetuneError(unknown_name("norm policy", c["norm"], NORM_POLICIES))
     return c | dict(recipe=Recipe.from_dict(c["recipe"]) if isinstance(c["recipe"], dict) else find_recipe(c["recipe"]))
 
 # %% ../../nbs/api/continual/03_sequence.ipynb #e138cf2d
@@ -104,10 +106,13 @@ def run_course(
 def _prepare(c, place):
     "Scenario and peak rate of a sequence; what cannot be is an error."
     if c["method"] not in METHODS: raise RecipeError(unknown_name("method", c["method"], METHODS))
-    if c["order"] not in ("given", "shuffled"): raise FinetuneError(unknown_name("order of classes", c["order"], ["given", "shuffled"]))
-    if c["method"] == "joint" and c["strength"] is not None: raise RecipeError("method 'joint' has no strength; leave it out")
+    if c["order"] not in ("given", "shuffled"):
+        raise FinetuneError(unknown_name("order of classes", c["order"], ["given", "shuffled"]))
+    if c["method"] == "joint" and c["strength"] is not None:
+        raise RecipeError("method 'joint' has no strength; leave it out")
     task = change_task(load_task(c["task"], c["size"], place.get("skip_bad", False), quiet=True), c["change"])
-    order = rng(c["seed"], "order of classes").permutation(len(task.classes)).tolist() if c["order"] == "shuffled" else None
+    order = rng(c["seed"],
+                "order of classes").permutation(len(task.classes)).tolist() if c["order"] == "shuffled" else None
     scenario = make_scenario(c["scenario"], task, parts=c["parts"], order=order, domains=c["domains"])
     return scenario, c["lr"] or c["recipe"].lr or RATES.get(c["method"], 1e-3)
 
@@ -144,6 +149,8 @@ def sequence_run(
         R, losses, training, out = _learn_parts(c, course, method, test, lr)
         on_valid = part_accuracies(course.net, course.valid, allowed=scenario.allowed(len(scenario) - 1))
     found = sequence_measures(R, start)
-    out |= dict(test_accuracy=found.pop("accuracy"), valid_accuracy=sum(on_valid) / len(on_valid), **found, R=R, start=start)
-    return out | dict(losses=[round(l, 5) for l in losses], updates=len(losses), lr=lr, strength=getattr(method, "strength", None),
+    out |= dict(test_accuracy=found.pop("accuracy"), valid_accuracy=sum(on_valid) / len(on_valid), **found, R=R,
+                start=start)
+    return out | dict(losses=[round(l, 5) for l in losses], updates=len(losses), lr=lr,
+                      strength=getattr(method, "strength", None),
                       train_seconds=training, seconds=time.perf_counter() - began)

@@ -27,11 +27,13 @@ def _cut(task, blocks, chosen):
     for c, name in enumerate(task.classes):
         mine = chosen[y == c]
         if len(mine) < blocks:
-            raise TaskError(f"task '{task.name}' has {len(mine)} training items of class '{name}', too few for {blocks} blocks; make fewer blocks or give more labels")
+            raise TaskError(f"task '{task.name}' has {len(mine)} training items of class '{name}', too few for "
+                            f"{blocks} blocks; make fewer blocks or give more labels")
         # Where a class does not divide, the larger pieces take turns.
         for b, piece in enumerate(np.array_split(mine, blocks)): own[(b + c) % blocks].append(piece)
     return [np.sort(np.concatenate(pieces)) for pieces in own]
 
+# %% ../../nbs/api/continual/04_stream.ipynb #e0c25c12
 def blocks_of(
     task, # a Task
     blocks, # how many
@@ -43,7 +45,8 @@ def blocks_of(
 ) -> Scenario: # of the domain kind, a part for each block
     "Cut the training items into blocks, class by class."
     if task.modality != "image":
-        raise TaskError(f"a stream is made of images; task '{task.name}' is made of {task.modality}s. Give an image task")
+        raise TaskError(
+            f"a stream is made of images; task '{task.name}' is made of {task.modality}s. Give an image task")
     def block(b, index):
         part = derived(task, f"block {b + 1} of {blocks}, seed {seed}", {"train": index})
         part = replace(part, name=f"{task.name} block {b + 1}", shifts={})
@@ -119,7 +122,8 @@ def stream_run(
         curve, updates, training, out = _learn_blocks(c, course, test, lr)
         first = part_accuracies(course.net, test, allowed=scenario.allowed(c["blocks"] - 1), only=0)
     means = {k: float(np.mean([p[k] for p in curve])) for k in ("test_accuracy", "valid_accuracy")}
-    return out | means | dict(final_accuracy=curve[-1]["test_accuracy"], first_accuracy=first, curve=curve, updates=updates, lr=lr,
+    return out | means | dict(final_accuracy=curve[-1]["test_accuracy"], first_accuracy=first, curve=curve,
+                              updates=updates, lr=lr,
                               items_kept=_kept(c, course), train_seconds=training, seconds=time.perf_counter() - began)
 
 def _kept(c, course):

@@ -210,4 +210,4 @@ def least_steps(recipe, net):
     from finetune_nb.layers.groups import layer_groups
     if recipe.best_of: return len(recipe.best_of) * max(least_steps(find_recipe(r), net) for r in recipe.best_of)
     # Laid out over very many steps, so that nothing but the recipe itself can be at fault.
-    return len(make_plan(recipe.with_lr(recipe.lr or 1.), layer_groups(net, recipe.granularity or "stage"), 10_000).starts)
+    return len(make_plan(recipe.with_lr(recipe.lr or 1.), layer_groups(net, recipe.granularity or "stage"), steps=10_000).starts)

@@ -28,7 +28,8 @@ class L2SP(Callback):
         start = lambda p: p.detach().clone()
         self.penalties = []  # value of the penalty at each step
         self.pulls = [(alpha, p, start(p)) for g in groups[:-1] for p in g.params]
-        self.pulls += [(alpha, p, start(p)) if beta is None else (beta, p, torch.zeros_like(p)) for p in groups[-1].params]
+        self.pulls += [(alpha, p, start(p)) if beta is None else (beta, p, torch.zeros_like(p))
+                       for p in groups[-1].params]
 
     def before_step(self):
         total = 0.
@@ -52,7 +53,8 @@ class WiseFT(Callback):
         alpha=0.5, # share of the fine-tuned weights
         new=None, # bool [outputs]: rows of the head that nothing has trained before this fit; None for all of them
     ):
-        self.follow, self.model, self.groups, self.alpha, self.new, self.before = follow, model, groups, alpha, new, None
+        self.follow, self.model, self.groups, self.alpha, self.new, self.before = (follow, model, groups,
+                                                                                   alpha, new, None)
 
     def first_body_step(self) -> int: # None if the body never moves
         "The step at which a group below the head first has a rate."
@@ -80,7 +82,8 @@ def average(
     if self.before is None: return
     params, now = {n for n, _ in self.model.named_parameters()}, self.model.state_dict()
     head = {n for n, _ in self.groups[-1].named_params}
-    if self.new is None and self.first_body_step(): head = set()  # trained before the body moved: averaged like the rest
+    # trained before the body moved: averaged like the rest
+    if self.new is None and self.first_body_step(): head = set()
     moved = self.new is None or any("running_" in n and not torch.equal(v, self.before[n]) for n, v in now.items())
     with torch.no_grad():
         for n in params & set(now): now[n].copy_(self._mixed(n, now[n], n in head))

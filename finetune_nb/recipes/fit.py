@@ -37,7 +37,8 @@ class Trace:
     losses:np.ndarray  # training loss (nats) of each step
     curve:list  # dicts of step, valid_accuracy, valid_loss
     cached:bool  # were the features computed once?
-    watched:dict = field(default_factory=dict)  # gradient, update, distance: float64 [steps, groups]; empty unless watched
+    # gradient, update, distance: float64 [steps, groups]; empty unless watched
+    watched:dict = field(default_factory=dict)
     trainable:float = None  # highest share of the parameters that trained in some phase
     tried:list = field(default_factory=list)  # best_of: (recipe, validation loss) of each
 
@@ -47,7 +48,7 @@ class Trace:
 _LABELS = {"gradient": "gradient norm", "update": "step, as a share\nof the weights' length",
            "distance": "distance from the start,\nas a share of its length"}
 
-# %% ../../nbs/api/recipes/06_fit.ipynb #9a7f879b
+# %% ../../nbs/api/recipes/06_fit.ipynb #b01c201b
 @patch
 def plot(self:Trace, figsize=None):
     "Plan and fact in one frame; what was watched below it."
@@ -55,13 +56,13 @@ def plot(self:Trace, figsize=None):
     rows, high = 1 + math.ceil(len(self.watched) / 2), max(2.3, .2*len(self.plan.names) + 1)
     fig, axes = plt.subplots(rows, 2, figsize=figsize or (10, high*rows), layout="constrained", squeeze=False)
     self.plan.plot(axes[0, 0], title=f"{self.plan.recipe.name}: planned")
-    self.plan.plot(axes[0, 1], self.rates, "recorded")
+    self.plan.plot(axes[0, 1], rates=self.rates, title="recorded")
     for ax, (what, values) in zip(axes[1:].flat, self.watched.items()):
-        plot_grid(values, self.plan.names, _LABELS[what], what, ax)
+        plot_grid(values, self.plan.names, label=_LABELS[what], title=what, ax=ax)
     for ax in list(axes.flat)[2 + len(self.watched):]: ax.remove()
     return axes
 
-# %% ../../nbs/api/recipes/06_fit.ipynb #c328f339
+# %% ../../nbs/api/recipes/06_fit.ipynb #372512b2
 def recipe_groups(
     learn, # a Learner
     recipe, # a Recipe
@@ -80,11 +81,13 @@ def _check(learn, recipe, steps):
     if recipe.mixup and getattr(getattr(learn, "task", None), "modality", "image") != "image":
         raise RecipeError(f"recipe '{recipe.name}': mixup mixes images; this task is {learn.task.modality}")
 
-# %% ../../nbs/api/recipes/06_fit.ipynb #6cea8fc0
+# %% ../../nbs/api/recipes/06_fit.ipynb #95a8da08
 def _random_weights(learn):
     "Give the learner fresh random weights, the same for the same seed."
     config = getattr(learn.model, "kit_config", None)
-    if config is None: raise RecipeError("a recipe from random weights has to build the network again, which only works for networks of pretrained_learner")
+    if config is None:
+        raise RecipeError("a recipe from random weights has to build the network again, which only works for networks "
+                          "of pretrained_learner")
     set_seed(learn.seed)
     build = create_text_model if learn.task.modality == "text" else create_model
     learn.model.load_state_dict(build(**config["architecture"], num_classes=config["num_classes"]).state_dict())
@@ -99,7 +102,7 @@ def _prepared(learn, recipe):
     add_lora(learn.model, groups, **{k: v for k, v in recipe.lora.items() if k != "merge"})
     return layer_groups(learn.model, recipe.granularity or getattr(learn, "granularity", "stage"))
 
-# %% ../../nbs/api/recipes/06_fit.ipynb #650da6d5
+# %% ../../nbs/api/recipes/06_fit.ipynb #e995e650
 @dataclass
 class _Parts:
     "The callbacks of a fit by what they do; None for what the recipe does not ask for."
@@ -115,13 +118,15 @@ def _parts(learn, plan, groups, owner, new, *, curve_points, on_step, watch):
     r = plan.recipe
     stop = EarlyStop(learn.model, r.early_stop["patience"]) if r.early_stop else None
     if stop: curve_points = int(r.early_stop["checks"])  # the measurements that decide are the ones that are drawn
-    follow = FollowPlan(plan, groups, owner=owner, curve_points=curve_points, measured=[stop] if stop else [], on_step=on_step, watch=watch)
+    follow = FollowPlan(plan, groups, owner=owner, curve_points=curve_points, measured=[stop] if stop else [],
+                        on_step=on_step, watch=watch)
     wise = None if r.wise_ft is None else WiseFT(follow, learn.model, groups, alpha=r.wise_ft, new=new)
     others = [*([L2SP(groups, **r.l2_sp)] if r.l2_sp else []), *([MixUp(r.mixup)] if r.mixup else [])]
     return _Parts(follow, stop, wise, others)
 
 def _make_optimiser(learn, lists):
-    "An optimiser that holds `lists` from the first step on; fastai's marks for norms and biases, which a torch optimiser chokes on, are left out."
+    "An optimiser that holds `lists` from the first step on."
+    # Without fastai's marks for norms and biases, which a torch optimiser takes for its own state.
     had = learn.splitter, learn.train_bn, learn.wd_bn_bias
     learn.splitter, learn.train_bn, learn.wd_bn_bias = (lambda model: lists), False, True
     try: learn.create_opt()
@@ -154,7 +159,7 @@ def fit_recipe(
     _check(learn, recipe, steps)
     return _fit(learn, recipe, steps, cache, (checkpoint, save_every), cbs, new, seen)
 
-# %% ../../nbs/api/recipes/06_fit.ipynb #87ed465b
+# %% ../../nbs/api/recipes/06_fit.ipynb #680a609b
 def _fit(learn, recipe, steps, cache, saves, cbs, new, seen):
     groups = _prepared(learn, recipe)
     plan, lists = make_plan(recipe, groups, steps=steps), param_groups(groups, 0., recipe.weight_decay, recipe.exempt)
@@ -175,14 +180,15 @@ def _run(learn, plan, parts, decay, cached, cbs):
     each, store = len(learn.dls.train), parts.follow.store
     left = math.ceil(plan.steps / each) - (store.epochs_done(each) if store else 0)
     with ExitStack() as inside:
-        for context in (compute_threads(threads_for(learn.model)), *([cached_features(learn)] if cached else []), learn.no_bar(), learn.no_logging()):
+        inside.enter_context(compute_threads(threads_for(learn.model)))
+        for context in ([cached_features(learn)] if cached else []) + [learn.no_bar(), learn.no_logging()]:
             inside.enter_context(context)
         try: learn.fit(max(1, left), wd=decay, cbs=[*parts.callbacks(), *cbs])
         except FinetuneError as e:
             e.args = (str(e).split(":\n\t")[-1],)  # fastai puts the callback's name in front
             raise
 
-# %% ../../nbs/api/recipes/06_fit.ipynb #f96ae0b4
+# %% ../../nbs/api/recipes/06_fit.ipynb #3bfb279b
 def _trace(plan, groups, follow, cached):
     watched = dict(zip(_LABELS, np.array(follow.watched).transpose(1, 0, 2))) if follow.watch else {}
     trainable = max(_share(groups, on, plan.recipe) for _, on, _ in plan.starts)
@@ -192,7 +198,8 @@ def _share(groups, on, recipe):
     "Share of the parameters that train while the groups `on` do."
     total = sum(g.size for g in groups)
     keep = {"all": lambda n: True, "bias": lambda n: n.endswith("bias"), "adapter": lambda n: "lora_" in n}[recipe.part]
-    return sum(p.numel() for g in groups if g.name in on for n, p in g.named_params if g is groups[-1] or keep(n)) / total
+    return sum(p.numel() for g in groups if g.name in on
+               for n, p in g.named_params if g is groups[-1] or keep(n)) / total
 
 def _finish(learn, recipe, parts):
     "Everything that a recipe does once the last step is done."
@@ -211,7 +218,7 @@ def _leave(learn, recipe, plan, trace):
     if groups and len(groups) == len(plan.names) == len(learn.opt.hypers) and len(trace.rates):
         learn.opt.set_hypers(lr=trace.rates[-1].tolist(), wd=recipe.weight_decay)
 
-# %% ../../nbs/api/recipes/06_fit.ipynb #db638a39
+# %% ../../nbs/api/recipes/06_fit.ipynb #dc29217a
 def _fit_best(learn, recipe, steps, **kwargs):
     "Each candidate from the same start in an equal part of the steps; the lowest validation loss stays."
     start, order = _state(learn.model), learn.dls.train.rng.getstate()

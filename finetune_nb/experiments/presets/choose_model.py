@@ -169,7 +169,7 @@ def choose_study(
     groups = {m: layer_groups(load_pretrained(m, len(loaded.classes), size=size, offline=s.offline)) for m in models}
     steps = max(steps, *map(len, groups.values()))
     for m in models:
-        for r in chosen: make_plan(r.with_lr(r.lr or search_grid(r, rates or budget.rates)[0]), groups[m], steps)
+        for r in chosen: make_plan(r.with_lr(r.lr or search_grid(r, rates or budget.rates)[0]), groups[m], steps=steps)
     store, device = str(writable_folder(Path(s.cache)/"runs")), str(pick_device(s.device))
     draws = list(range(budget.seeds))
     looks = [[scored_model(loaded, m, labels, seed, scores, size, s.offline, scores_folder(s)) for seed in draws] for m in progress(models, what="scoring", quiet=quiet)]
