@@ -42,7 +42,7 @@ def test_help_is_quick(tmp_path):
     (("compare", "digits", "--recipes", "gradual + l2sp"), "Did you mean 'l2_sp'?"),
     (("compare", "digits", "--recipes", "gradual + lp_ft"), "both set 'phases'"),
     (("compare", "digits", "--recipes", "full,surgical(layer9)"), "Known: stem, layer1, layer2, layer3, layer4, head"),
-    (("compare", "digits", "--labels", 5000), "training labels a class, 5000 asked for"),
+    (("compare", "digits", "--labels", 5000), "training labels per class, 5000 asked for"),
     (("compare", "digits", "--labels", "ten"), "neither a whole number"),
     (("compare", "digits", "--seeds", 0), "whole number of at least 1"),
     (("compare", "digits", "--model", "resnt18"), "Did you mean 'resnet18'?"),

@@ -74,7 +74,7 @@ def test_from_data_to_report(tmp_path, kind):
     from finetune_nb.models.bundle import load_bundle
     bundle = load_bundle(project/"bundle")
     said = bundle.predict([str(tmp_path/"shapes"/"round"/"3.png")] if kind == "image" else ["rain with wind today"])
-    assert said[0][0] in bundle.classes and set(bundle.classes) == (dict(image={"round", "square", "flat"}, text={"weather", "food"})[kind])
+    assert said[0][0] in bundle.target.vocab and set(bundle.target.vocab) == (dict(image={"round", "square", "flat"}, text={"weather", "food"})[kind])
     assert {p.name for p in (project/"reports").iterdir()} == {"audit", "compare"}
 
 

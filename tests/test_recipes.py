@@ -11,6 +11,7 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 
 from finetune_nb.core.errors import RecipeError
+from finetune_nb.data.modalities.text import TEXTS
 from finetune_nb.models.architecture import create_model
 from finetune_nb.recipes.fit import fit_recipe
 from finetune_nb.recipes.library import RECIPES, recipe
@@ -64,8 +65,8 @@ def test_plan_and_fact(kind, name):
     learn = learner(kind)
     r = recipe(f"surgical({layer_groups(learn.model)[1].name})" if name == "surgical" else name)
     if r.mixup and kind == "bert":
-        learn.task = type("T", (), dict(modality="text"))
-        with pytest.raises(RecipeError, match="mixup mixes images"): fit_recipe(learn, r, steps=6, lr=1e-2)
+        learn.task = type("T", (), dict(modality=TEXTS))
+        with pytest.raises(RecipeError, match="mixup averages inputs, which texts do not allow"): fit_recipe(learn, r, steps=6, lr=1e-2)
         return
     each = 3 * (len(r.best_of) or 1)
     steps = each * max(len(expand_phases(recipe(x), layer_groups(learn.model, recipe(x).granularity or "stage"))) for x in (r.best_of or [r]))

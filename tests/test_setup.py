@@ -52,7 +52,7 @@ def test_export_clean_and_readme_agree():
 def test_every_floor_imports_only_what_is_below():
     "The architecture of DESIGN, read off the import statements."
     import ast
-    floors = [{"core"}, {"sandbox", "models"}, {"worlds"}, {"data"}, {"layers", "retrieval"}, {"training"}, {"recipes"}, {"experiments"}, {"continual", "explain", "rag_vs_ft"}, {"claims", "grading", "pretraining"}, {"projects", "widgets"}, {"cli", "all"}]
+    floors = [{"core"}, {"sandbox", "worlds"}, {"data"}, {"models"}, {"layers", "retrieval"}, {"training"}, {"recipes"}, {"experiments"}, {"continual", "explain", "rag_vs_ft"}, {"claims", "grading", "pretraining"}, {"projects", "widgets"}, {"cli", "all"}]
     level, seen = {name: i for i, floor in enumerate(floors) for name in floor}, 0
     for file in (ROOT/"finetune_nb").rglob("*.py"):
         parts = file.relative_to(ROOT/"finetune_nb").with_suffix("").parts

@@ -10,7 +10,9 @@ transformers = pytest.importorskip("transformers")
 from finetune_nb.core.errors import ModelError
 from finetune_nb.models.text import load_text_model
 from finetune_nb.recipes.fit import fit_recipe
-from finetune_nb.data.text import Texts, TextTask, pad_rows
+from finetune_nb.data.modalities.text import TEXTS, Texts, pad_rows
+from finetune_nb.data.targets.classes import Classes
+from finetune_nb.data.task import Task
 from finetune_nb.training.learner import evaluate, pretrained_learner
 from tests.helpers import hub as serve, with_hub
 
@@ -26,7 +28,7 @@ def texts(n, start=0):
 @pytest.fixture(scope="module")
 def task():
     parts = {s: texts(n, start) for s, n, start in (("train", 48, 0), ("valid", 16, 48), ("test", 24, 64))}
-    return TextTask("winds", ["warm", "cold"], {s: p[0] for s, p in parts.items()}, {s: p[1] for s, p in parts.items()})
+    return Task("winds", TEXTS, Classes(["warm", "cold"]), {s: p[0] for s, p in parts.items()}, {s: p[1] for s, p in parts.items()})
 
 
 @pytest.fixture(scope="module")

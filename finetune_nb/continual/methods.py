@@ -15,7 +15,7 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from .course import Course, Shuffled
+from .course import Shuffled
 from .scenarios import closed
 from ..core.errors import RecipeError, unknown_name
 from ..core.seeds import rng, set_seed

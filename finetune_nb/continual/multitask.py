@@ -14,7 +14,7 @@ import torch
 from .course import Shuffled
 from .methods import Naive, learn_part
 from .scenarios import Scenario, only_classes, part_accuracies
-from .sequence import filled, run_course
+from .sequence import filled, reported, run_course
 from ..core.errors import FinetuneError, TaskError, unknown_name
 from ..core.seeds import rng, set_seed
 from ..data.registry import load_task
@@ -39,11 +39,11 @@ def named_task(
     task = load_task(base, size, skip_bad, quiet=True)
     if part in FAMILIES and base == "scripts":
         low, high = FAMILIES[part]
-        return only_classes(task, [i for i, c in enumerate(task.classes) if low <= ord(c[0]) <= high])
-    names, known = [p.strip() for p in part.split(",")], FAMILIES if base == "scripts" else task.classes
+        return only_classes(task, [i for i, c in enumerate(task.target.vocab) if low <= ord(c[0]) <= high])
+    names, known = [p.strip() for p in part.split(",")], FAMILIES if base == "scripts" else task.target.vocab
     for n in names:
-        if n not in task.classes: raise TaskError(unknown_name(f"class of task '{base}'", n, [*known]))
-    return only_classes(task, [task.classes.index(n) for n in names])
+        if n not in task.target.vocab: raise TaskError(unknown_name(f"class of task '{base}'", n, [*known]))
+    return only_classes(task, [task.target.vocab.index(n) for n in names])
 
 # %% ../../nbs/api/continual/05_multitask.ipynb #6de7ccd4
 MULTI_WAYS = ("shared", "one_by_one")
@@ -68,7 +68,7 @@ def several(
     tasks, # list of Task
 ) -> Scenario: # of the task kind: a head for each
     "Tasks as parts of one scenario, each with outputs of its own."
-    ends = np.cumsum([0, *(len(t.classes) for t in tasks)])
+    ends = np.cumsum([0, *(t.target.n_outputs for t in tasks)])
     return Scenario("task", list(tasks), [list(range(a, b)) for a, b in zip(ends, ends[1:])])
 
 def learn_shared(
@@ -100,8 +100,7 @@ def _tasks(c, place):
         raise FinetuneError(
             f"a batch of {c['bs']} has no room for an item of each of {len(names)} tasks; make bs larger")
     tasks = [named_task(t, size=c["size"], skip_bad=place.get("skip_bad", False)) for t in names]
-    if other := next((t for t in tasks if t.modality != "image"), None):
-        raise TaskError(f"several tasks share a body for images; task '{other.name}' is made of {other.modality}s")
+    for t in tasks: t.require("a shared body", modality="image", target="classes")
     return tasks
 
 def _learn(c, course, lr):
@@ -130,4 +129,4 @@ def multitask_run(
                 found[split] += part_accuracies(course.net, items, allowed=s.allowed(len(s) - 1))
     means = {f"{split}_accuracy": float(np.mean(a)) for split, a in found.items()}
     return out | means | dict(per_task=dict(zip(c["tasks"], found["test"])), parameters=held, updates=spent, lr=lr,
-                              train_seconds=training, seconds=time.perf_counter() - began)
+                              train_seconds=training, seconds=time.perf_counter() - began) | reported()

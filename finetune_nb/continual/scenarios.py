@@ -16,9 +16,9 @@ from fastcore.basics import patch
 from ..core.errors import TaskError, unknown_name
 from ..core.files import content_hash
 from ..core.seeds import rng
-from ..data.corruptions import data_hash, derived
+from ..data.corruptions import keep_classes
 from ..data.shifts import SHIFTS, shifted
-from ..data.task import SPLITS, Task
+from ..data.task import Task
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #3087be60
 def only_classes(
@@ -26,15 +26,12 @@ def only_classes(
     classes, # numbers of the classes that stay, in the order that their new labels have
 ) -> Task: # with labels 0 .. len(classes) - 1
     "The part of `task` with these classes."
-    classes, known = [int(c) for c in classes], len(task.classes)
+    classes, known = [int(c) for c in classes], len(task.target.vocab)
     if len(set(classes)) < len(classes) or not set(classes) <= set(range(known)) or not classes:
         raise TaskError(
             f"task '{task.name}' has the classes 0 to {known - 1}; give some of them, each once, not {classes}")
-    new = np.zeros(known, dtype=np.int64); new[classes] = np.arange(len(classes))
-    names = [task.classes[c] for c in classes]
-    stay = {s: np.flatnonzero(np.isin(task.labels[s], classes)) for s in SPLITS}
-    labels = {s: new[task.labels[s]] for s in SPLITS}
-    part = derived(task, f"only the classes {', '.join(names)}", stay, labels, classes=names)
+    names = [task.target.vocab[c] for c in classes]
+    part = keep_classes(task, classes, f"only the classes {', '.join(names)}")
     return replace(part, name=f"{task.name} {names[0]}-{names[-1]}" if len(names) > 1 else f"{task.name} {names[0]}")
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #636824e0
@@ -45,7 +42,7 @@ def split_classes(
     order=None, # numbers of the classes in the order in which they come; None for 0, 1, 2 ...
 ) -> tuple: # (list of Task, list of the classes of each)
     "Cut the classes of `task` into equal parts."
-    n = len(task.classes)
+    n = len(task.target.vocab)
     order = list(range(n)) if order is None else [int(c) for c in order]
     if sorted(order) != list(range(n)):
         raise TaskError(f"the order of the classes of task '{task.name}' must name each of 0 to {n - 1} once")
@@ -74,13 +71,14 @@ class ShiftedImages:
     @property
     def native(self): return self.images.native
 
-    def fit(self, channels, size):
-        if (channels, size) not in self._made:
-            x = torch.as_tensor(self.images.fit(channels, size)).clone()
+    def fit(self, input):
+        key = input["channels"], input["size"]
+        if key not in self._made:
+            x = torch.as_tensor(self.images.fit(input)).clone()
             which = slice(None) if self.which is None else self.which
             if len(x[which]): x[which] = shifted(x[which], self.shift)
-            self._made[channels, size] = x
-        return self._made[channels, size]
+            self._made[key] = x
+        return self._made[key]
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #7895cd91
 def in_domain(
@@ -93,7 +91,7 @@ def in_domain(
     if domain == "plain" or share == 0: return task
     if domain not in SHIFTS: raise TaskError(unknown_name("domain", domain, ["plain", *SHIFTS]))
     if not 0 < share <= 1: raise TaskError(f"the share of items that change lies between 0 and 1, not {share!r}")
-    parent, whole = data_hash(task), share == 1
+    parent, whole = task.data_hash, share == 1
     def changed(split, images):
         if whole: return ShiftedImages(images, domain)
         order = rng("share", split).permutation(len(images))
@@ -101,7 +99,7 @@ def in_domain(
     note = f"every split {domain}" if whole else f"{share:.1%} of every split {domain}"
     hash_ = content_hash([parent, note])
     return replace(task, name=f"{task.name} {domain}" if whole else f"{task.name} {share:.0%} {domain}",
-                   images={s: changed(s, x) for s, x in task.images.items()}, shifts={}, data_hash=hash_,
+                   items={s: changed(s, x) for s, x in task.items.items()}, shifts={}, data_hash=hash_,
                    history=[*task.history, dict(parent=parent, note=note, hash=hash_)])
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #8a325534
@@ -121,6 +119,10 @@ class Scenario:
     def __len__(self): return len(self.parts)
     @property
     def n_outputs(self): return 1 + max(map(max, self.outputs))
+    @property
+    def names(self): # of the outputs, as the parts call them
+        named = {o: c for part, own in zip(self.parts, self.outputs) for o, c in zip(own, part.target.vocab)}
+        return [named[o] for o in range(self.n_outputs)]
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #d7bd7c4a
 @patch
@@ -166,16 +168,14 @@ def make_scenario(
 ) -> Scenario:
     "Cut `task` into a sequence of parts."
     if kind not in SCENARIOS: raise TaskError(unknown_name("scenario", kind, SCENARIOS))
-    if task.modality != "image":
-        raise TaskError(
-            f"a sequence is made of images; task '{task.name}' is made of {task.modality}s. Give an image task")
+    task.require("a sequence", modality="image", target="classes")
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 2:
         raise TaskError(f"a sequence has at least 2 parts, not {parts!r}")
     if kind != "domain": return Scenario(kind, *split_classes(task, parts, order=order))
     domains = list(domains or DOMAINS[:parts])
     if len(domains) != parts:
         raise TaskError(f"{parts} parts need as many domains, {len(domains)} are named: {', '.join(domains)}")
-    return Scenario(kind, [in_domain(task, d) for d in domains], [list(range(len(task.classes)))] * parts)
+    return Scenario(kind, [in_domain(task, d) for d in domains], [list(range(len(task.target.vocab)))] * parts)
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #ad3db234
 class Items:
@@ -193,10 +193,10 @@ class Items:
     ):
         x, y, part = [], [], []
         for j, (task, outputs) in enumerate(zip(scenario.parts, scenario.outputs)):
-            index = task.budget(labels, seed) if split == "train" else np.arange(len(task.labels[split]))
+            index = task.budget(labels, seed) if split == "train" else np.arange(len(task.targets[split]))
             if limit: index = np.sort(rng("limit").permutation(index)[:limit])
-            x.append(task.images[split].fit(input["channels"], input["size"])[torch.from_numpy(index)])
-            y.append(torch.tensor(outputs)[torch.from_numpy(task.labels[split][index])])
+            x.append(task.items[split].fit(input)[torch.from_numpy(index)])
+            y.append(torch.tensor(outputs)[torch.from_numpy(task.targets[split][index])])
             part.append(torch.full((len(index),), j))
         self.x, self.y, self.part = (torch.cat(v).to(device) for v in (x, y, part))
         stats = (255 * torch.tensor(input[k], dtype=torch.float32, device=device) for k in ("mean", "std"))

@@ -13,18 +13,19 @@ import numpy as np
 
 from .methods import learn_jointly, learn_part, make_method
 from .scenarios import Scenario, in_domain, part_accuracies
-from .sequence import filled, run_course
+from .sequence import filled, reported, run_course
 from ..core.errors import FinetuneError, TaskError, unknown_name
 from ..data.corruptions import change_task, derived
 from ..data.registry import load_task
+from ..data.targets.classes import ACCURACY
 from ..models.architecture import compute_threads
 from ..recipes.plan_callback import DivergedError
 
 # %% ../../nbs/api/continual/04_stream.ipynb #c80f59ce
 def _cut(task, blocks, chosen):
     "Positions of the items of each block: a share of every class."
-    y, own = task.labels["train"][chosen], [[] for _ in range(blocks)]
-    for c, name in enumerate(task.classes):
+    y, own = task.targets["train"][chosen], [[] for _ in range(blocks)]
+    for c, name in enumerate(task.target.vocab):
         mine = chosen[y == c]
         if len(mine) < blocks:
             raise TaskError(f"task '{task.name}' has {len(mine)} training items of class '{name}', too few for "
@@ -44,15 +45,13 @@ def blocks_of(
     drift_share=1., # share of the items that are changed in the last block
 ) -> Scenario: # of the domain kind, a part for each block
     "Cut the training items into blocks, class by class."
-    if task.modality != "image":
-        raise TaskError(
-            f"a stream is made of images; task '{task.name}' is made of {task.modality}s. Give an image task")
+    task.require("a stream", modality="image", target="classes")
     def block(b, index):
         part = derived(task, f"block {b + 1} of {blocks}, seed {seed}", {"train": index})
         part = replace(part, name=f"{task.name} block {b + 1}", shifts={})
         return in_domain(part, drift, share=drift_share * b / (blocks - 1)) if drift else part
     parts = [block(b, index) for b, index in enumerate(_cut(task, blocks, task.budget(labels, seed)))]
-    return Scenario("domain", parts, [list(range(len(task.classes)))] * blocks)
+    return Scenario("domain", parts, [list(range(task.target.n_outputs))] * blocks)
 
 # %% ../../nbs/api/continual/04_stream.ipynb #fc383414
 WAYS = ("continue", "again", "scratch")
@@ -122,9 +121,12 @@ def stream_run(
         curve, updates, training, out = _learn_blocks(c, course, test, lr)
         first = part_accuracies(course.net, test, allowed=scenario.allowed(c["blocks"] - 1), only=0)
     means = {k: float(np.mean([p[k] for p in curve])) for k in ("test_accuracy", "valid_accuracy")}
-    return out | means | dict(final_accuracy=curve[-1]["test_accuracy"], first_accuracy=first, curve=curve,
-                              updates=updates, lr=lr,
-                              items_kept=_kept(c, course), train_seconds=training, seconds=time.perf_counter() - began)
+    found = means | dict(final_accuracy=curve[-1]["test_accuracy"], first_accuracy=first, curve=curve, updates=updates)
+    return out | found | dict(lr=lr, items_kept=_kept(c, course), train_seconds=training,
+                              seconds=time.perf_counter() - began) | reported(**_MEASURES)
+
+_MEASURES = dict(final_accuracy=replace(ACCURACY, name="accuracy after the last block"),
+                 first_accuracy=replace(ACCURACY, name="accuracy in the first block's world"))
 
 def _kept(c, course):
     "Old items that had to be kept until the last block."

@@ -13,9 +13,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import TaskError, unknown_name
-from ..core.figures import COLOURS
-from .corruptions import CHANGES, data_hash, derived
-from .checks import audit_folder, class_counts, copies, drifts, keys, near_pairs, odd_items, pixels, reduced, signatures, suspects
+from .corruptions import CHANGES, derived
+from .checks import all_targets, audit_folder, by_split, class_counts, copies, drifts, holders, near_pairs, odd_items, reduced, suspects
 from .task import SPLITS
 
 # %% ../../nbs/api/data/06_audit.ipynb #fcea1513
@@ -33,24 +32,23 @@ _KINDS = dict(copies=["exact leak", "near leak", "exact repeat", "near repeat", 
               odd=["blank", "odd brightness", "odd contrast", "odd length"], classes=["missing class", "rare class", "one class alone"], drift=["inputs drift", "labels drift"])
 
 def audit(
-    task, # Task or TextTask
+    task, # a Task
     features=None, # dict of split -> float [N, D], or a function of the task that gives one, such as a pre-trained model's; None for pixels or TF-IDF
     near=None, # similarity from which two items are near copies, up to 1; None: follows the data
     seed=0, # draws folds and permutations
-    checks=CHECKS, # which
+    checks=None, # which of `CHECKS`; None for all that the task's target allows
     folder=None, # also look at the files of this image folder
 ): # -> Audit
     "Look for copies, leaks, suspected labels, odd items, missing and rare classes, and drift between the splits."
-    for c in checks:
-        if c not in CHECKS: raise TaskError(unknown_name("check", c, CHECKS))
+    checks = _checks(task, checks)
     if near is not None and not (isinstance(near, (int, float)) and 0 < near <= 1): raise TaskError(f"near must be a similarity above 0 and up to 1, not {near!r}")
-    names, rows, moved, quality, small = keys(task), [], [], None, []
-    x = signatures(task)
+    names, rows, moved, quality, small = task.modality.keys(holders(task)), [], [], None, []
+    x = task.modality.signatures(holders(task))
     near, pairs, values = near_pairs(x, near, names, seed) if {"copies", "labels"} & set(checks) else (near, np.zeros((0, 2), int), np.zeros(0))
-    given = _features(task, features, x)
+    given = _features(task, features)
     if "copies" in checks: rows += copies(task, names, pairs, values)
     if "labels" in checks:
-        found, quality, small = suspects(task, dict(zip(SPLITS, reduced(*(given[s] for s in SPLITS), dims=128 if task.modality == "text" or features is not None else 64, seed=seed))), names, pairs, seed)
+        found, quality, small = suspects(task, dict(zip(SPLITS, reduced(*(given[s] for s in SPLITS), dims=task.modality.dims if features is None else 128, seed=seed))), names, pairs, seed)
         rows += found
     if "odd" in checks: rows += odd_items(task)
     if "classes" in checks: rows += class_counts(task)
@@ -60,20 +58,24 @@ def audit(
             s = d["splits"].split(" and ")[1]
             if d["p"] <= .01: rows.append(dict(kind="inputs drift", split=s, score=d["auc"]))
             if d["labels_p"] <= .01: rows.append(dict(kind="labels drift", split=s, score=d["labels_distance"]))
-    about = dict(task=task.name, data=data_hash(task), history=list(task.history), near=near, seed=seed, checks=list(checks), features="given" if features is not None else "TF-IDF of letters" if task.modality == "text" else "pixels",
-                 items={s: len(task.labels[s]) for s in SPLITS}, accuracy_out_of_sample=quality, classes_not_judged=small)
+    about = dict(task=task.name, data=task.data_hash, history=list(task.history), near=near, seed=seed, checks=list(checks), features="given" if features is not None else task.modality.features_about,
+                 items={s: len(task.targets[s]) for s in SPLITS}, accuracy_out_of_sample=quality, classes_not_judged=small)
     return Audit(task, rows, moved, about, None if folder is None else audit_folder(folder), names, pairs)
 
-def _features(task, features, x):
-    "split -> [N, D]; without features of its own the pixels (grey or colour, 16 x 16) or the TF-IDF rows."
+def _checks(task, checks):
+    "The checks that are asked for, in order; None for all that make sense for the target."
+    for c in checks or ():
+        if c not in CHECKS: raise TaskError(unknown_name("check", c, CHECKS))
+        if c not in task.target.checks: raise TaskError(f"check '{c}' needs classes; the target of task '{task.name}' is '{task.target.name}'")
+    return tuple(c for c in CHECKS if c in (task.target.checks if checks is None else checks))
+
+def _features(task, features):
+    "split -> [N, D]; without features of its own the plain ones of the modality."
     got = features(task) if callable(features) else features
-    if got is None:
-        if task.modality != "text": x = pixels(task, None, 16).flatten(1).numpy()
-        ends = np.cumsum([0, *(len(task.labels[s]) for s in SPLITS)])
-        return {s: x[a:b] for s, a, b in zip(SPLITS, ends[:-1], ends[1:])}
+    if got is None: return dict(zip(SPLITS, task.modality.plain_features(holders(task))))
     out = {}
     for s in SPLITS:
-        if s not in got or len(got[s]) != len(task.labels[s]): raise TaskError(f"features must have one row for each of the {len(task.labels[s])} items of '{s}', not {len(got[s]) if s in got else 'none'}")
+        if s not in got or len(got[s]) != len(task.targets[s]): raise TaskError(f"features must have one row for each of the {len(task.targets[s])} items of '{s}', not {len(got[s]) if s in got else 'none'}")
         out[s] = np.asarray(got[s], dtype=np.float64).reshape(len(got[s]), -1)
         if not np.isfinite(out[s]).all(): raise TaskError(f"the features of '{s}' hold values that are not finite")
     return out
@@ -95,7 +97,7 @@ class Audit:
         import pandas as pd
         if kind is not None and kind not in ADVICE: raise TaskError(unknown_name("kind of finding", kind, ADVICE))
         df = pd.DataFrame([r for r in self.rows if kind in (None, r["kind"])], columns=["kind", "split", "index", "label", "suggested", "score", "other_split", "other_index", "other_label", "note"])
-        for c in ("label", "suggested", "other_label"): df[c] = [str(self.task.classes[int(v)]) if v == v and v is not None else "" for v in df[c]]
+        for c in ("label", "suggested", "other_label"): df[c] = ["" if v is None or v is np.nan or v != v else self.task.target.text(v) for v in df[c]]
         for c in ("index", "other_index"): df[c] = df[c].astype("Int64")
         order = {k: i for i, k in enumerate(ADVICE)}
         return df.assign(note=df["note"].fillna(""), other_split=df["other_split"].fillna("")).sort_values(["kind", "score"], key=lambda c: c.map(order) if c.name == "kind" else -c, kind="stable", ignore_index=True)
@@ -104,7 +106,7 @@ class Audit:
         "DataFrame, one row for each kind of finding that was looked for: how many in each split, and what to do."
         import pandas as pd
         count = Counter((r["kind"], r["split"]) for r in self.rows)
-        kinds = [k for c in self.about["checks"] for k in _KINDS[c] if not k.startswith("odd") or (k == "odd length") == (self.task.modality == "text")]
+        kinds = [k for c in self.about["checks"] for k in _KINDS[c] if not k.startswith("odd") or k in self.task.modality.odd]
         out = [dict(finding=k, **{s: count[k, s] for s in SPLITS}, do=ADVICE[k] if any(count[k, s] for s in SPLITS) else "") for k in kinds]
         for r in out:
             if r["finding"] == "suspected label" and r["do"]: r["do"] = f"look at each; the judge is right on {self.about['accuracy_out_of_sample']:.0%} of the training labels, so it errs itself. cleaned(drop=[..., 'suspected label']) drops those of train"
@@ -120,12 +122,7 @@ class Audit:
 
     def gallery(self, n=6):
         "The worst examples of each kind: for images a figure, an item and the one it is like side by side; for texts a DataFrame."
-        df = self.examples(n)
-        if self.task.modality == "text":
-            def text(s, i): return "" if not s else (t if len(t := self.task.texts[s].texts[int(i)]) < 160 else t[:157] + "...")
-            df = df.assign(text=[text(s, i) for s, i in zip(df["split"], df["index"])], other=[text(s, i) for s, i in zip(df["other_split"], df["other_index"])])
-            return df[["kind", "split", "index", "text", "label", "suggested", "other_split", "other", "other_label", "score"]]
-        return _figure(self.task, df, n)
+        return self.task.modality.gallery(self.task, self.examples(n), n)
 
     def drift(self):
         "DataFrame, one row for each pair of splits."
@@ -135,25 +132,6 @@ class Audit:
     def to_dict(self):
         "Plain data for JSON."
         return dict(about=self.about, drift=self.drifts, findings=self.rows, files=[] if self.files is None else self.files.to_dict("records"))
-
-# %% ../../nbs/api/data/06_audit.ipynb #28fb61c5
-def _figure(task, df, n):
-    import matplotlib.pyplot as plt
-    kinds, native = list(dict.fromkeys(df["kind"])) or [""], task.images["train"].native
-    def image(s, i): return np.asarray(task.images[s].fit(native["channels"], native["size"])[int(i)]).transpose(1, 2, 0)/255
-    fig = plt.figure(figsize=(1.5*n, 1.75*len(kinds)), layout="constrained")
-    for sub, kind in zip(fig.subfigures(len(kinds), 1, squeeze=False)[:, 0], kinds):
-        axes, mine = sub.subplots(1, n, squeeze=False)[0], df[df["kind"] == kind]
-        sub.suptitle(kind or "nothing to show", x=.01, ha="left", fontsize=10, color=COLOURS[0])
-        for ax in axes: ax.axis("off")
-        for ax, (_, r) in zip(axes, mine.iterrows()):
-            shown, title, second = image(r["split"], r["index"]), f"{r['split']} {r['index']}: {r['label']}", ""
-            if r["other_split"]:
-                gap = np.ones((len(shown), max(1, len(shown)//8), shown.shape[-1]))
-                shown, second = np.concatenate([shown, gap, image(r["other_split"], r["other_index"])], 1), f"{r['other_split']} {r['other_index']}: {r['other_label']}"
-            elif r["suggested"]: second = f"rather {r['suggested']}?"
-            ax.imshow(shown, cmap="gray", vmin=0, vmax=1); ax.set_title(f"{title}\n{second}" if second else title, fontsize=7)
-    return fig
 
 # %% ../../nbs/api/data/06_audit.ipynb #d8279c7e
 CLEAN = ("exact leak", "near leak", "conflicting labels", "exact repeat", "near repeat")  # what cleaned() drops if not told otherwise
@@ -174,18 +152,19 @@ def cleaned(
         if r["kind"] not in drop or r["split"] == "test" or r["split"] == "valid" and "leak" not in r["kind"] or r["kind"].endswith("repeat"): continue
         gone.setdefault((r["split"], r["index"]), r["kind"])
     # Repeats one by one: an item goes if one that it is like has stayed.
-    n, y, names, like = len(task.labels["train"]), task.labels["train"], set(), {}
+    n, y, target, names, like = len(task.targets["train"]), task.targets["train"], task.target, {}, {}
     for i, j in self.pairs.tolist(): like.setdefault(j, []).append(i)
     for i in range(n):
         if ("train", i) in gone: continue
-        if "exact repeat" in drop and self.names[i] is not None and (self.names[i], y[i]) in names: gone["train", i] = "exact repeat"
-        elif "near repeat" in drop and any(j < n and y[j] == y[i] and ("train", j) not in gone for j in like.get(i, [])): gone["train", i] = "near repeat"
-        else: names.add((self.names[i], y[i]))
-    changed = pd.DataFrame([dict(split=s, index=i, label=str(task.classes[task.labels[s][i]]), why=why) for (s, i), why in sorted(gone.items(), key=lambda g: (SPLITS.index(g[0][0]), g[0][1]))], columns=["split", "index", "label", "why"])
+        def same(j): return not target.differ(y[i], y[j])
+        if "exact repeat" in drop and self.names[i] is not None and any(map(same, names.get(self.names[i], ()))): gone["train", i] = "exact repeat"
+        elif "near repeat" in drop and any(j < n and same(j) and ("train", j) not in gone for j in like.get(i, [])): gone["train", i] = "near repeat"
+        else: names.setdefault(self.names[i], []).append(i)
+    changed = pd.DataFrame([dict(split=s, index=i, label=task.target.text(task.targets[s][i]), why=why) for (s, i), why in sorted(gone.items(), key=lambda g: (SPLITS.index(g[0][0]), g[0][1]))], columns=["split", "index", "label", "why"])
     if not gone: return task, changed
-    keep = {s: np.array([i for i in range(len(task.labels[s])) if (s, i) not in gone], dtype=int) for s in ("train", "valid") if s in {s for s, _ in gone}}
-    for c in np.unique(y):
-        if "train" in keep and not (y[keep["train"]] == c).any(): raise TaskError(f"cleaning would leave class {task.classes[c]} of task '{task.name}' without a training item: drop fewer kinds than {', '.join(drop)}")
+    keep = {s: np.array([i for i in range(len(task.targets[s])) if (s, i) not in gone], dtype=int) for s in ("train", "valid") if s in {s for s, _ in gone}}
+    if "train" in keep and (lost := target.missing(y[keep["train"]])) and lost != target.missing(y):
+        raise TaskError(f"cleaning would leave {lost} of task '{task.name}' without a training item: drop fewer kinds than {', '.join(drop)}")
     note = "audit: dropped " + ", ".join(f"{n} {k}" for k, n in sorted(Counter(gone.values()).items())) + f" (near {self.about['near']:.4g}, seed {self.about['seed']})"
     return derived(task, note, keep=keep), changed
 

@@ -29,14 +29,14 @@ def save_audit(
     dropped=None, # DataFrame that `found.cleaned()` gave beside the task
 ): # -> dict of name -> Path
     "Write findings.csv, audit.json, report.html and, for images, gallery.png; and dropped.csv if something was dropped."
-    folder, text = writable_folder(folder), found.task.modality == "text"
+    folder = writable_folder(folder)
     paths = {n: folder/n for n in ("findings.csv", "audit.json", "gallery.png", "report.html", "dropped.csv")}
     write_text(paths["findings.csv"], found.items().to_csv(index=False, lineterminator="\n"))
     write_json(paths["audit.json"], found.to_dict())
     if dropped is None: del paths["dropped.csv"]
     else: write_text(paths["dropped.csv"], dropped.to_csv(index=False, lineterminator="\n"))
     shown = found.gallery()
-    if text: del paths["gallery.png"]; shown = html_table(shown, index=False)
+    if hasattr(shown, "to_html"): del paths["gallery.png"]; shown = html_table(shown, index=False)
     else: shown = html_picture(save_figures(folder, {"gallery.png": shown})["gallery.png"], "The worst examples of each kind of finding")
     _write(paths["report.html"], found, shown, dropped)
     return paths
@@ -52,6 +52,5 @@ def _write(path, found, shown, dropped):
     if found.files is not None and len(found.files): body += ["<h2>Files</h2>", html_table(found.files.head(100), index=False)]
     if found.drifts: body += ["<h2>Drift between the splits</h2>", html_table(found.drift(), index=False), """<p class="small">auc: how well a linear classifier tells the two splits apart, cross-validated; chance and chance95: mean and
 95 % point of the same with the splits' names shuffled inside each class; p: how often shuffled names do as well. labels_p: chi-squared test of the class counts; labels_distance: half the sum of the differences of the classes' shares.</p>"""]
-    seen = "Texts that say the same in other words or another language" if found.task.modality == "text" else "Copies that were moved, cropped, turned or mirrored"
-    body += [f"<h2>What an audit cannot see</h2><p>{seen} are not noticed. A suspected label is a suspicion: the judge errs too, and a hard item looks to it like a wrong one.</p>", "<h2>What was looked at</h2>", html_facts({k: v for k, v in facts.items() if v != ""})]
+    body += [f"<h2>What an audit cannot see</h2><p>{found.task.modality.unseen} are not noticed. A suspected label is a suspicion: the judge errs too, and a hard item looks to it like a wrong one.</p>", "<h2>What was looked at</h2>", html_facts({k: v for k, v in facts.items() if v != ""})]
     write_page(path, f"{a['task']}: audit of the data", "finetune_nb", "\n".join(body))

@@ -14,7 +14,7 @@ from .builtin.digits import digits
 from .builtin.docs import docs
 from .readers.folder import image_folder
 from .builtin.scripts import scripts
-from .text import text_csv
+from .readers.csv import text_csv
 
 # %% ../../nbs/api/data/03_registry.ipynb #ff3df1b8
 TASKS = {"digits": digits, "scripts": scripts, "docs": docs}
@@ -25,7 +25,7 @@ def load_task(
     skip_bad=False, # leave unreadable photos and incomplete rows out?
     quiet=False, # no progress bar while photos are read?
     text="text", label="label", # columns of a csv file
-): # -> Task or TextTask
+): # -> Task
     "The task called `name`, or the images in the folder, or the texts in the csv file `name`. Loaded once a process."
     known, path = str(name) in TASKS, Path(name).expanduser()
     # The bundled tasks have one size and no files to skip: other values must not load them twice.

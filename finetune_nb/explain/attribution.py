@@ -7,7 +7,6 @@ __all__ = ['BASELINES', 'pick_items', 'Attribution', 'cam_layers', 'gradcam', 'w
            'shuffle_weights', 'randomisation_test', 'plot_randomisation']
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #e7a91832
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from ..core.figures import COLOURS
 from ..core.seeds import rng
 from .layers import group_outputs, need_learner, snapshot, split_dl, weights_of
 from ..models.architecture import compute_threads, threads_for
-from ..models.text import AWDClassifier, TransformersClassifier, text_ids
+from ..models.text import AWDClassifier, TransformersClassifier
 from ..experiments.stats import mean_ci
 from ..training.score import eval_mode
 
@@ -103,17 +102,20 @@ def _plot_texts(a, labels, n, width=110):
         ax.text(c, r, word, family="monospace", fontsize=8.8, va="center", bbox=fill, color="#555555" if v is None else "black", style="italic" if v is None else "normal")
     return ax
 
+_BATCHES = {"image": (4, "[B, C, H, W]"), "text": (2, "of ids [B, L] or a list of texts")}  # modality -> dimensions of a batch
+
 def _prepare(learn, x, target):
     "(inputs [B, ...] on the network's device, targets, logits [B, C])"
     need_learner(learn)
-    model, text = learn.model, learn.task.modality == "text"
-    if text and not isinstance(x, torch.Tensor): x = text_ids([x] if isinstance(x, str) else list(x), model.kit_config["input"])
+    model, modality = learn.model, learn.task.modality
+    if not isinstance(x, torch.Tensor): x = modality.prepare(x, model.kit_config["input"])
     x = torch.as_tensor(x).as_subclass(torch.Tensor).to(next(model.parameters()).device)
-    if x.ndim != (2 if text else 4): raise FinetuneError(f"attributions need a batch {'of ids [B, L] or a list of texts' if text else '[B, C, H, W]'}, got shape {list(x.shape)}; pick_items(learn, [0, 1]) makes one")
+    ndim, shape = _BATCHES[modality.name]
+    if x.ndim != ndim: raise FinetuneError(f"attributions need a batch {shape}, got shape {list(x.shape)}; pick_items(learn, [0, 1]) makes one")
     with eval_mode(model): logits = model(x)
-    predicted, classes = logits.argmax(1).tolist(), learn.task.classes
+    predicted, names = logits.argmax(1).tolist(), learn.task.target.vocab
     target = predicted if target is None else [int(t) for t in (target if hasattr(target, "__len__") else [target]*len(x))]
-    if len(target) != len(x) or not all(0 <= t < len(classes) for t in target): raise FinetuneError(f"target needs one class number from 0 to {len(classes) - 1} for each of the {len(x)} inputs, got {target[:8]}")
+    if len(target) != len(x) or not all(0 <= t < len(names) for t in target): raise FinetuneError(f"target needs one class number from 0 to {len(names) - 1} for each of the {len(x)} inputs, got {target[:8]}")
     return x, target, predicted, logits[range(len(x)), target].cpu().numpy()
 
 def _pictures(learn, x):
@@ -172,7 +174,7 @@ def gradcam(
     "Grad-CAM (Selvaraju et al., 2017), enlarged to the size of the picture."
     attr = _captum()
     need_learner(learn)
-    if learn.task.modality == "text": raise ModelError("Grad-CAM needs feature maps, which a text model has not; use integrated_gradients")
+    learn.task.require("Grad-CAM", modality="image")
     x, target, predicted, score = _prepare(learn, x, target)
     module, name = _cam_module(learn, x, layer)
     tap = nn.Identity()  # stands where the maps are [B, C, h, w], whatever the network calls its places
@@ -186,7 +188,7 @@ def gradcam(
             maps = attr.LayerGradCam(learn.model, tap).attribute(x.clone(), target=target, relu_attributions=relu)
     finally: handle.remove()
     values = F.interpolate(maps.detach(), x.shape[-2:], mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
-    return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.classes, images=_pictures(learn, x))
+    return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.target.vocab, images=_pictures(learn, x))
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #7c1d2d6c
 BASELINES = ("black", "white", "mean")
@@ -221,26 +223,31 @@ def integrated_gradients(
     "Integrated gradients of a class's logit (Sundararajan et al., 2017); texts: with respect to the word vectors, summed for each piece."
     attr, model = _captum(), learn.model
     x, target, predicted, score = _prepare(learn, x, target)
-    text, at = learn.task.modality == "text", (range(len(x)), target)
     about = dict(target=target, n_steps=steps, internal_batch_size=max(256, len(x)))
-    # cuDNN's LSTM has no backward pass in evaluation mode.
-    with compute_threads(threads_for(model)), eval_mode(model), torch.backends.cudnn.flags(enabled=False) if text else nullcontext():
-        if text:
-            start, layer = _no_text(learn, x), word_embedding(model)
-            with torch.enable_grad(): values = attr.LayerIntegratedGradients(model, layer).attribute(x, baselines=start, **about).sum(-1)
-            vectors = layer.forward(start)
-            # Only the vectors are the baseline's; what counts as text is told by the real ids, as on the whole path.
-            handle = layer.register_forward_hook(lambda m, args, out: vectors)
-            try: base = model(x)[at]
-            finally: handle.remove()
-        else:
-            start = _baseline(learn, x, baseline)
-            with torch.enable_grad(): values = attr.IntegratedGradients(model).attribute(x, baselines=start, **about).sum(1)
-            base = model(start)[at]
-    out = Attribution("integrated gradients", x, values.detach().float().cpu().numpy(), target, score, base.cpu().numpy(), predicted, learn.task.classes)
-    if text: out.tokens = [_pieces(learn, row[m.bool()].tolist()) for row, m in zip(x, model.mask(x))]
-    else: out.images, out.method = _pictures(learn, x), f"integrated gradients from {baseline if isinstance(baseline, str) else 'a baseline of your own'}"
-    return out
+    with compute_threads(threads_for(model)), eval_mode(model): values, base, more = _GRADIENTS[learn.task.modality.name](attr, learn, x, baseline, about)
+    base = base[range(len(x)), target]
+    return Attribution(**dict(method="integrated gradients", inputs=x, values=values.detach().float().cpu().numpy(), target=target, score=score, base=base.cpu().numpy(),
+                              predicted=predicted, classes=learn.task.target.vocab) | more)
+
+def _of_images(attr, learn, x, baseline, about):
+    "(values [B, H, W], logits of the baseline, what else is shown)"
+    start = _baseline(learn, x, baseline)
+    with torch.enable_grad(): values = attr.IntegratedGradients(learn.model).attribute(x, baselines=start, **about).sum(1)
+    return values, learn.model(start), dict(images=_pictures(learn, x), method=f"integrated gradients from {baseline if isinstance(baseline, str) else 'a baseline of your own'}")
+
+def _of_texts(attr, learn, x, baseline, about):
+    "(values [B, L], logits of the baseline, what else is shown)"
+    model, start, layer = learn.model, _no_text(learn, x), word_embedding(learn.model)
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM has no backward pass in evaluation mode
+        with torch.enable_grad(): values = attr.LayerIntegratedGradients(model, layer).attribute(x, baselines=start, **about).sum(-1)
+        vectors = layer.forward(start)
+        # Only the vectors are the baseline's; what counts as text is told by the real ids, as on the whole path.
+        handle = layer.register_forward_hook(lambda m, args, out: vectors)
+        try: base = model(x)
+        finally: handle.remove()
+    return values, base, dict(tokens=[_pieces(learn, row[m.bool()].tolist()) for row, m in zip(x, model.mask(x))])
+
+_GRADIENTS = {"image": _of_images, "text": _of_texts}  # modality -> how
 
 def _pieces(learn, ids):
     tok = learn.model.kit_config["input"]["encode"]

@@ -145,4 +145,4 @@ def confusions(
         first = predict_logits(before, split)[0].argmax(1)
     else: first = np.asarray(before)
     if first.shape != y.shape: raise FinetuneError(f"the {split} split has {len(y)} items, but there are answers of shape {first.shape} before")
-    return Confusions(list(after.task.classes), y, first, logits.argmax(1), tuple(names))
+    return Confusions(list(after.task.target.vocab), y, first, logits.argmax(1), tuple(names))

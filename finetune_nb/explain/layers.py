@@ -112,7 +112,7 @@ def split_dl(
     if split != "train": return learn.task.test_dl(split, input, device, limit=limit)
     index = learn.dls.train.dataset.index
     if limit: index = index[np.sort(rng("limit").permutation(len(index))[:limit])]
-    return MemoryDL(learn.task.dataset("train", input, index), bs=256, after_batch=learn.task.batch_tfms(input, False), device=device)
+    return MemoryDL(learn.task.dataset("train", input, index), bs=256, after_batch=learn.task.transforms(input), device=device)
 
 def activations(
     learn, # a learner of `pretrained_learner`

@@ -110,7 +110,7 @@ def load_pretrained(
     # Whoever builds the network again has only `architecture`, so what depends on the size goes into it.
     arch = _for_size(arch, input["size"])
     model = create_model(**arch, num_classes=num_classes)
-    model.kit_config = dict(name=Path(name).name, architecture=arch, num_classes=num_classes, input=input)
+    model.kit_config = dict(name=Path(name).name, modality="image", architecture=arch, num_classes=num_classes, input=input)
     return load_weights(model, weights, digest, keep_head=own) if pretrained else model
 
 def model_folder(name): return BUNDLED/name if name in bundled() else Path(name).expanduser()

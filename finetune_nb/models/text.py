@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TextClassifier', 'AWDClassifier', 'TransformersClassifier', 'create_text_model', 'load_text_model', 'modality_of',
-           'text_ids', 'load_tokenizer', 'HubTokenizer']
+           'load_tokenizer', 'HubTokenizer']
 
 # %% ../../nbs/api/models/07_text.ipynb #89cb9fd3
 import json
@@ -128,14 +128,6 @@ def _load_awd(folder, config, num_classes, weights, pretrained, size):
     return fill(model, {"model.0.module." + k[2:]: v for k, v in tensors.items() if k.startswith("0.")}, file, ["model.1."])
 
 # %% ../../nbs/api/models/07_text.ipynb #1843122e
-def text_ids(
-    texts, # list of str
-    input, # `model.kit_config["input"]`
-): # -> int64 [B, L]
-    "A batch for a text classifier."
-    rows = [r or [input["pad_id"]] for r in input["encode"](texts, input["max_length"])]
-    return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=input["pad_id"], padding_side=input["pad_side"])
-
 def load_tokenizer(
     folder, # where `input["encode"].save(folder)` has written
 ): # -> PieceTokenizer or HubTokenizer

@@ -73,12 +73,12 @@ def _enough(counts, path, what):
 
 def _budget(task):
     "Labels a class: all of them, unless they are so many that an afternoon would not do."
-    n = len(task.labels["train"])
-    each = 2000//len(task.classes)
-    return each if n > 3000 and 5 <= each <= task.max_labels else None
+    n = len(task.targets["train"])
+    each = 2000//len(task.target.vocab)
+    return each if n > 3000 and 5 <= each <= task.max_budget else None
 
 def _about(task, labels):
-    return [f"{len(task.classes)} classes: {', '.join(task.classes[:8])}{', ...' if len(task.classes) > 8 else ''}", ", ".join(f"{len(y):,} {s}" for s, y in task.labels.items()) + f" ({task.source})",
+    return [f"{len(task.target.vocab)} classes: {', '.join(task.target.vocab[:8])}{', ...' if len(task.target.vocab) > 8 else ''}", ", ".join(f"{len(y):,} {s}" for s, y in task.targets.items()) + f" ({task.source})",
             f"{labels or 'all'} labelled training items a class are used"]
 
 def _check_images(path, questions, text, label):
@@ -102,7 +102,7 @@ def _check_texts(path, questions, text, label):
         write_text(f := Path(tmp)/"data.csv", csv)
         try: task = load_task(f)
         except TaskError as e: raise TaskError(str(e).replace(str(f.resolve()), str(path))) from None
-    labels, large = _budget(task), len(task.labels["valid"]) + len(task.labels["test"]) > 3000
+    labels, large = _budget(task), len(task.targets["valid"]) + len(task.targets["test"]) > 3000
     values = dict(DATA="data.csv", LABELS=labels) | (dict(SEEDS=3, RATES=3) if large else {})
     return values, [*_about(task, labels), *(["three seeds and three learning rates, since so many texts are answered in every run"] if large else []), f"data.csv was made {how}"], {"data.csv": csv}
 

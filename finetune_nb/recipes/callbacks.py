@@ -14,7 +14,6 @@ from fastcore.basics import patch
 
 from ..core.errors import RecipeError, unknown_name
 from ..layers.freeze import NORM_POLICIES, release
-from ..training.score import eval_mode
 
 # %% ../../nbs/api/recipes/04_callbacks.ipynb #0f6d2517
 class L2SP(Callback):

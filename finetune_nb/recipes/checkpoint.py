@@ -8,7 +8,6 @@ __all__ = ['Checkpoint']
 # %% ../../nbs/api/recipes/05_checkpoint.ipynb #9d00190c
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -16,15 +16,16 @@ from fastcore.basics import patch
 
 from ..core.errors import FinetuneError, RecipeError
 from ..core.seeds import set_seed
-from ..models.architecture import compute_threads, create_model, threads_for
-from ..models.text import create_text_model
+from ..models.architecture import compute_threads, threads_for
+from ..models.networks import rebuilt
 from .checkpoint import Checkpoint
 from .callbacks import EarlyStop, L2SP, WiseFT
-from .plan_callback import FollowPlan, measure
+from .plan_callback import FollowPlan
 from .library import recipe as find_recipe
 from .plan import Plan, make_plan, plot_grid
 from ..training.adapters import add_lora, merge_lora
 from ..training.feature_cache import cached_features, can_cache
+from ..training.score import score
 from ..layers.freeze import release
 from ..layers.groups import layer_groups, param_groups
 
@@ -35,7 +36,7 @@ class Trace:
     plan:Plan
     rates:np.ndarray  # float64 [steps done, groups] that the optimiser had
     losses:np.ndarray  # training loss (nats) of each step
-    curve:list  # dicts of step, valid_accuracy, valid_loss
+    curve:list  # dicts of step, each metric, such as valid_accuracy, and valid_loss
     cached:bool  # were the features computed once?
     # gradient, update, distance: float64 [steps, groups]; empty unless watched
     watched:dict = field(default_factory=dict)
@@ -78,8 +79,9 @@ def _check(learn, recipe, steps):
     make_plan(recipe, groups, steps=steps)
     if recipe.part == "bias" and not any(n.endswith("bias") for g in groups[:-1] for n, _ in g.named_params):
         raise RecipeError(f"recipe '{recipe.name}' trains biases, but below its head this network has none")
-    if recipe.mixup and getattr(getattr(learn, "task", None), "modality", "image") != "image":
-        raise RecipeError(f"recipe '{recipe.name}': mixup mixes images; this task is {learn.task.modality}")
+    if recipe.mixup and hasattr(learn, "task") and not learn.task.modality.mixes:
+        raise RecipeError(
+            f"recipe '{recipe.name}': mixup averages inputs, which {learn.task.modality.plural} do not allow")
 
 # %% ../../nbs/api/recipes/06_fit.ipynb #95a8da08
 def _random_weights(learn):
@@ -89,8 +91,7 @@ def _random_weights(learn):
         raise RecipeError("a recipe from random weights has to build the network again, which only works for networks "
                           "of pretrained_learner")
     set_seed(learn.seed)
-    build = create_text_model if learn.task.modality == "text" else create_model
-    learn.model.load_state_dict(build(**config["architecture"], num_classes=config["num_classes"]).state_dict())
+    learn.model.load_state_dict(rebuilt(config).state_dict())
     learn.is_pretrained = False
 
 def _prepared(learn, recipe):
@@ -140,7 +141,7 @@ def fit_recipe(
     steps=None, # optimiser steps; None for `epochs` passes over the training items
     epochs=10, # used if `steps` is None
     lr=None, # peak rate of the head; None for the recipe's own
-    curve_points=0, # measure validation accuracy at the start and at so many equal distances
+    curve_points=0, # measure the validation split at the start and at so many equal distances
     on_step=None, # called with the number of steps done after each
     cache=True, # compute a frozen body's features once?
     watch=False, # record gradient norms, update sizes and distances from the start?
@@ -230,7 +231,7 @@ def _fit_best(learn, recipe, steps, **kwargs):
         learn.model.load_state_dict(start); learn.is_pretrained = pretrained; learn.dls.train.rng.setstate(order)
         release(layer_groups(learn.model))
         trace = fit_recipe(learn, candidate, lr=candidate.lr or recipe.lr, steps=steps // len(recipe.best_of), **kwargs)
-        with compute_threads(threads_for(learn.model)): loss = measure(learn)["loss"]
+        with compute_threads(threads_for(learn.model)): loss = score(learn.model, learn.dls.valid)["loss"]
         tried.append((name, loss))
         if best is None or loss < best[0]: best = loss, trace, _state(learn.model)
     learn.model.load_state_dict(best[2])

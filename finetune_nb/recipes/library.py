@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import RecipeError, unknown_name
-from .plan import make_plan
 from .recipe import Phase, Recipe
 
 # %% ../../nbs/api/recipes/02_library.ipynb #05143b2b

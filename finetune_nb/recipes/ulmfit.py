@@ -80,7 +80,7 @@ def lm_learner(
     return learn
 
 def target_lm(
-    task, # a TextTask; its training texts are read, all of them, without labels
+    task, # a Task of texts; its training texts are read, all of them, without labels
     more=(), # further texts to read, such as `unlabelled_docs()`
     model="docs_lm", # language model to start from
     epochs=1, # passes over the texts
@@ -90,14 +90,14 @@ def target_lm(
     cache=None, # folder for the result; None for the settings' cache
 ): # -> dict(weights, perplexity_before, perplexity_after, steps, seconds)
     "Stage 2: fine-tune the language model on the task's texts, once for a task; `weights` is the file for stage 3."
-    if task.modality != "text": raise RecipeError(f"task '{task.name}' is made of images; ULMFiT reads texts")
+    task.require("ULMFiT", modality="text")
     base = (BUNDLED/model if model in bundled() else Path(model).expanduser())/"model.safetensors"
-    texts = [*task.texts["train"].texts, *more]
+    texts = [*task.items["train"].texts, *more]
     name = content_hash(dict(form=3, texts=texts, base=sha256(base), epochs=epochs, lr=lr, steps=steps, seed=seed, recipe=TARGET.to_dict()))
     file = Path(cache or Path(settings()["cache"])/"target_lm")/f"{name}.safetensors"
     if not file.is_file():
         began, learn = time.perf_counter(), lm_learner(texts, model, seed=seed)
-        checked = learn.tok(task.texts["valid"].texts, 128)
+        checked = learn.tok(task.items["valid"].texts, 128)
         with compute_threads(min(2, torch.get_num_threads())):  # a second one pays here, unless the machine is to be shared (OMP_NUM_THREADS=1)
             before = perplexity(learn.model, checked)
             follow = fit_lm(learn, steps or epochs*len(learn.dls.train), lr)
@@ -125,7 +125,7 @@ def fit_lm(
 ARMS = {"scratch": ("scratch", None), "general": ("ulmfit", "docs_lm"), "target": ("ulmfit", "target")}
 
 def fit_ulmfit(
-    task, # a TextTask
+    task, # a Task of texts
     labels=10, # labelled training texts a class; None for all
     seed=0, # draws labels, batches and the new head
     arm="target", # one of `ARMS`: scratch, general, target
@@ -177,4 +177,4 @@ _SEARCH_SEED = 1000
 def _run(task, arm, labels, seed, lr, steps, bs, split, limit, lm):
     with compute_threads(1):
         learn, trace = fit_ulmfit(load_task(task), labels, seed, arm, steps, lr, bs, lm)
-        return dict(arm=arm, lr=lr, seed=seed, accuracy=evaluate(learn, split, limit)["accuracy"], loss=float(trace.losses[-5:].mean()))
+        return dict(arm=arm, lr=lr, seed=seed, accuracy=evaluate(learn, split, limit)[learn.task.target.primary], loss=float(trace.losses[-5:].mean()))

@@ -27,7 +27,7 @@ IGNORED = -100  # a target that does not count: torch's own default
 class Pairs(MemoryItems):
     "Token ids of (beginning, continuation) pairs; the targets are the ids of the continuations."
     def __init__(self, rows, starts, pad_id):
-        super().__init__([torch.tensor(r) for r in rows], torch.tensor(starts), [])
+        super().__init__([torch.tensor(r) for r in rows], torch.tensor(starts), None)
         self.pad_id = pad_id
     def batch(self, i):
         "(ids int64 [B, L], targets int64 [B, L]); L is the longest row's length."

@@ -46,7 +46,7 @@ def cached_features(
     def swap(dl, **kwargs):
         # A list, because a Pipeline that is handed on is emptied.
         same_order = MemoryDL(dl.dataset, bs=256, after_batch=list(dl.after_batch.fs), device=device)
-        new = MemoryDL(MemoryItems(*features(model, same_order), dl.dataset.vocab), bs=dl.bs, device=device, **kwargs)
+        new = MemoryDL(MemoryItems(*features(model, same_order), dl.dataset.target), bs=dl.bs, device=device, **kwargs)
         new.rng = dl.rng  # go on in the loader's own order of batches
         return new
     learn.dls = type(dls)(swap(dls.train, shuffle=True, drop_last=True), swap(dls.valid), device=device)

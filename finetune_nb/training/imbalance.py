@@ -21,7 +21,7 @@ from ..core.seeds import rng
 from ..models.architecture import compute_threads, threads_for
 from ..data.task import MemoryDL
 from .feature_cache import features
-from .score import eval_mode
+from .score import eval_mode, rows_and_loss
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #eaa229d8
 def class_counts(
@@ -29,13 +29,14 @@ def class_counts(
     sampled=False, # True counts what an epoch shows after `set_sampling`, repeats included
 ): # -> int64 array [C]
     "Training items of each class."
+    learn.task.require("a count of classes", target="classes")
     data = learn.dls.train.dataset if sampled else _plain_items(learn)
-    return np.bincount(np.asarray(data.y[data.index]), minlength=len(learn.task.classes))
+    return np.bincount(np.asarray(data.y[data.index]), minlength=len(learn.task.target.vocab))
 
 def _plain_items(learn): return getattr(learn, "plain_items", None) or learn.dls.train.dataset
 
 def _all_present(learn, counts, what):
-    if not counts.all(): raise TaskError(f"{what} needs training items of every class, but task '{learn.task.name}' has none here of '{learn.task.classes[int(counts.argmin())]}'. Use more labels, or leave that class out")
+    if not counts.all(): raise TaskError(f"{what} needs training items of every class, but task '{learn.task.name}' has none here of '{learn.task.target.vocab[int(counts.argmin())]}'. Use more labels, or leave that class out")
     return counts
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #b2c49d74
@@ -159,12 +160,12 @@ def class_groups(
 def recalls(
     predicted, # class numbers [N]
     y, # true class numbers [N]
-    classes, # how many there are
+    n_classes, # how many there are
 ): # -> float64 array [C], NaN for a class without items
     "The share of each class's items that was found."
     predicted, y = np.asarray(predicted), np.asarray(y)
-    n = np.bincount(y, minlength=classes)
-    return np.where(n > 0, np.bincount(y[predicted == y], minlength=classes) / np.maximum(n, 1), np.nan)
+    n = np.bincount(y, minlength=n_classes)
+    return np.where(n > 0, np.bincount(y[predicted == y], minlength=n_classes) / np.maximum(n, 1), np.nan)
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #51473d6e
 def predictions(
@@ -172,11 +173,11 @@ def predictions(
     split, # "valid", "test" or the name of a shift
 ): # -> (int64 array [N] of answers, int64 array [N] of true classes)
     "What the network answers, in the order of the split."
-    model, out, ys = learn.model, [], []
+    learn.task.require("the chosen class of each item", target="classes")
+    model = learn.model
     dl = learn.task.test_dl(split, model.kit_config["input"], next(model.parameters()).device)
-    with compute_threads(threads_for(model)), eval_mode(model):
-        for x, y in dl: out.append(model(x.as_subclass(torch.Tensor)).argmax(1).cpu()); ys.append(y.as_subclass(torch.Tensor).cpu())
-    return torch.cat(out).numpy(), torch.cat(ys).numpy()
+    with compute_threads(threads_for(model)): rows, _ = rows_and_loss(model, dl)
+    return rows["predicted"], rows["y"]
 
 def class_scores(
     learn, # a learner of `pretrained_learner`
@@ -186,7 +187,7 @@ def class_scores(
 ): # -> dict of plain types: accuracy, balanced_accuracy, head_accuracy, middle_accuracy, tail_accuracy, per_class, n
     "Accuracy, and what it hides: recall of each class, of common and rare ones, and of groups of items. What has no items is None."
     predicted, y = predictions(learn, split)
-    r = recalls(predicted, y, len(learn.task.classes))
+    r = recalls(predicted, y, len(learn.task.target.vocab))
     mean = lambda x: float(np.nanmean(x)) if np.isfinite(x).any() else None
     out = dict(accuracy=float((predicted == y).mean()), balanced_accuracy=mean(r))
     out |= {f"{k}_accuracy": mean(r[np.array(c, int)]) for k, c in class_groups(class_counts(learn), cuts).items()}
@@ -206,8 +207,8 @@ def class_table(
     import pandas as pd
     from sklearn.metrics import precision_recall_fscore_support
     predicted, y = predictions(learn, split)
-    p, r, f, n = precision_recall_fscore_support(y, predicted, labels=range(len(learn.task.classes)), zero_division=0)
-    table = pd.DataFrame(dict(training_items=class_counts(learn), items=n, precision=p, recall=r, F1=f), index=pd.Index(learn.task.classes, name="class"))
+    p, r, f, n = precision_recall_fscore_support(y, predicted, labels=range(len(learn.task.target.vocab)), zero_division=0)
+    table = pd.DataFrame(dict(training_items=class_counts(learn), items=n, precision=p, recall=r, F1=f), index=pd.Index(learn.task.target.vocab, name="class"))
     return table.sort_values("training_items", ascending=False, kind="stable")
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #6efdc08f
@@ -229,7 +230,7 @@ def split_features(
     model, head = learn.model, linear_head(learn.model)
     input, device = model.kit_config["input"], next(model.parameters()).device
     data = _plain_items(learn) if split == "train" else learn.task.dataset(split, input)
-    batches = lambda bs: MemoryDL(data, bs=bs, after_batch=learn.task.batch_tfms(input, False), device=device)
+    batches = lambda bs: MemoryDL(data, bs=bs, after_batch=learn.task.transforms(input), device=device)
     with compute_threads(threads_for(model)), eval_mode(model):
         x, y = features(model, batches(256))
         answers = model(batches(2).one_batch()[0].as_subclass(torch.Tensor))
@@ -255,7 +256,7 @@ def adjust_after(
     "Correct a trained classifier for the sizes of its classes. Class sizes are those that it was trained on."
     if method not in ADJUSTMENTS: raise RecipeError(unknown_name("adjustment", method, ADJUSTMENTS))
     head, (vx, vy) = linear_head(learn.model), split_features(learn, "valid")
-    score = lambda: float(np.nanmean(recalls(head(vx).argmax(1).cpu(), vy.cpu(), len(learn.task.classes))))
+    score = lambda: float(np.nanmean(recalls(head(vx).argmax(1).cpu(), vy.cpu(), len(learn.task.target.vocab))))
     with torch.no_grad():
         if method == "none": return dict(method=method, chosen=None, tried=[], valid_balanced_accuracy=score())
         change, values = _shifts(learn, head, method, tau) if method in ("logit_adjustment", "tau_norm") else _new_heads(learn, head, method, lr, steps)

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 
 from ...core.files import content_hash
 from ..shifts import SHIFTS, shifted
-from ..task import ArrayImages, Task, fit_images
+from ..modalities.image import IMAGES, ArrayImages, fit_images
+from ..targets.classes import Classes
+from ..task import Task
 
 # %% ../../../nbs/api/data/builtin/01_digits.ipynb #219d36bc
 def digits():
@@ -26,7 +28,7 @@ def digits():
     rest, test = train_test_split(everything, test_size=450, stratify=y, random_state=0)
     train, valid = train_test_split(rest, test_size=270, stratify=y[rest], random_state=0)
     parts = dict(train=train, valid=valid, test=test)
-    return Task("digits", [str(i) for i in range(10)], {s: ArrayImages(x[p]) for s, p in parts.items()}, {s: y[p] for s, p in parts.items()},
+    return Task("digits", IMAGES, Classes([str(i) for i in range(10)]), {s: ArrayImages(x[p]) for s, p in parts.items()}, {s: y[p] for s, p in parts.items()},
                 source="UCI Optical Recognition of Handwritten Digits, as shipped with scikit-learn", licence="CC BY 4.0",
                 shifts={name: (ArrayImages(shifted(x[test], name)), y[test]) for name in SHIFTS},
                 data_hash=content_hash([x.flatten().tolist()[::37], y.tolist(), [p.tolist() for p in parts.values()]]))

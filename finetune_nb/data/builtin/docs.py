@@ -17,7 +17,9 @@ from pathlib import Path
 from ...core.errors import TaskError
 from ...core.files import content_hash, read_json, write_json
 from ...core.settings import settings
-from ..text import Texts, TextTask, typos
+from ..modalities.text import TEXTS, Texts, typos
+from ..targets.classes import Classes
+from ..task import Task
 
 # %% ../../../nbs/api/data/builtin/03_docs.ipynb #f33af095
 PACKAGES = {"matplotlib": "matplotlib", "networkx": "networkx", "numpy": "numpy", "pandas": "pandas", "scipy": "scipy", "sklearn": "scikit-learn",
@@ -169,7 +171,7 @@ def split_modules(
 def docs(
     packages=None, # import names; None for `PACKAGES`
     sizes=SIZES, # texts of each package in each split
-): # -> TextTask
+): # -> Task
     "The task `docs`: which of eight packages was a docstring written for? 2,400 training, 400 validation and 800 test texts; the test texts also mistyped."
     found = read_corpus(packages, round(1.3*sum(sizes.values())))
     parts = {n: split_modules(rows, n, sizes) for n, rows in found.items()}
@@ -178,7 +180,7 @@ def docs(
     rows = {s: sorted(((t, y) for y, c in enumerate(classes) for t in parts[c][s]), key=lambda r: content_hash(["order", r[0]])) for s in sizes}
     licences = {c: licence_of(c) for c in classes}
     texts, labels = {s: Texts(t for t, _ in r) for s, r in rows.items()}, {s: [y for _, y in r] for s, r in rows.items()}
-    return TextTask("docs", classes, texts, labels, source="docstrings of " + ", ".join(f"{PACKAGES.get(c, c)} {l['version']}" for c, l in licences.items()),
+    return Task("docs", TEXTS, Classes(classes), texts, labels, source="docstrings of " + ", ".join(f"{PACKAGES.get(c, c)} {l['version']}" for c, l in licences.items()),
                     licence="; ".join(f"{c}: {l['licence']}" for c, l in licences.items()), shifts={"typos": (Texts(typos(texts["test"].texts)), labels["test"])})
 
 def unlabelled_docs(

@@ -12,7 +12,9 @@ import torch
 from ...core.files import content_hash
 from ...core.seeds import rng
 from .glyphs import FONTS, distort, glyph_bank, likeness
-from ..task import ArrayImages, Task
+from ..modalities.image import IMAGES, ArrayImages
+from ..targets.classes import Classes
+from ..task import Task
 
 # %% ../../../nbs/api/data/builtin/02_scripts.ipynb #e272912f
 _RANGES = ((0x10d0, 0x10f0), (0x531, 0x556), (0x561, 0x586))  # Mkhedruli, Armenian capitals, Armenian small letters
@@ -47,5 +49,5 @@ def scripts():
         x = torch.cat([distort(bank.images[p], g, strength=1.25, low_res=.3) for p in picks.split(256)])
         images[split], labels[split] = ArrayImages((x * 255).round().to(torch.uint8)), bank.labels[picks]
     names = [f"{c} U+{ord(c):04X}" for c in chars]
-    return Task("scripts", names, images, labels, source="rendered from the DejaVu fonts that matplotlib ships", licence="Apache-2.0",
+    return Task("scripts", IMAGES, Classes(names), images, labels, source="rendered from the DejaVu fonts that matplotlib ships", licence="Apache-2.0",
                 data_hash=content_hash([chars, PER_CLASS, [int(images[s].array.long().sum()) for s in images]]))

@@ -166,7 +166,7 @@ def choose_study(
     models, chosen = check_candidates(models, scores), [find_recipe(r) for r in recipes]
     if len(models) < 4: raise FinetuneError(f"an order of {len(models)} models cannot be agreed with or not: name at least 4, better 8")
     steps, bs = budget_steps(len(loaded.budget(labels, 0)), budget, bs)
-    groups = {m: layer_groups(load_pretrained(m, len(loaded.classes), size=size, offline=s.offline)) for m in models}
+    groups = {m: layer_groups(load_pretrained(m, len(loaded.target.vocab), size=size, offline=s.offline)) for m in models}
     steps = max(steps, *map(len, groups.values()))
     for m in models:
         for r in chosen: make_plan(r.with_lr(r.lr or search_grid(r, rates or budget.rates)[0]), groups[m], steps=steps)

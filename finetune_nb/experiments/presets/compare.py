@@ -160,7 +160,7 @@ def compare(
     "Measure `recipes` against each other on `task`: same labels, same steps, same search for a rate."
     from finetune_nb.recipes.library import BASIC, recipe as find_recipe, search_grid
     from finetune_nb.data.registry import load_task
-    from finetune_nb.training.learner import DEFAULT_MODELS, pick_device, pretrained_learner
+    from finetune_nb.training.learner import pick_device, pretrained_learner
     s = settings(settings_file, seeds=seeds, profile=profile)
     budget = s.budget
     chosen = [find_recipe(r) for r in (recipes or BASIC)]
@@ -170,7 +170,7 @@ def compare(
     if reference not in names: raise FinetuneError(f"the reference '{reference}' is not among the recipes {', '.join(names)}")
     # Everything that can be wrong is looked at before the first run.
     loaded = load_task(task, size, skip_bad)
-    model = model or DEFAULT_MODELS[loaded.modality]
+    model = model or loaded.modality.default_models[0]
     place = dict(store=str(Path(s.cache)/"runs"), task=str(task), model=model, weights=str(weights) if weights else None, skip_bad=skip_bad, offline=s.offline)
     steps, bs = budget_steps(len(loaded.budget(labels, 0)), budget, bs)
     net = pretrained_learner(loaded, model, weights, any(r.start == "pretrained" for r in chosen), labels, 0, bs, size, offline=s.offline).model
@@ -208,7 +208,7 @@ def compare(
         a["diff_vs_reference"] = d
     seconds = sum(x["results"]["seconds"] for x in [*runs, *found])
     about = dict(model=runs[0]["config"]["model"], weights=runs[0]["config"]["weights"], data=loaded.data_hash, source=loaded.source, steps=steps, batch_size=bs,
-                 images=int(len(loaded.budget(labels, 0))), classes=len(loaded.classes), settings=dict(s.record()) | dict(seeds=len(seeds)),
+                 images=int(len(loaded.budget(labels, 0))), classes=len(loaded.target.vocab), settings=dict(s.record()) | dict(seeds=len(seeds)),
                  versions=runs[0]["config"]["versions"], cost=price_of(seconds, s, device))
     return Comparison(loaded.name, labels, seeds, reference, margin, arms, search, runs, about)
 

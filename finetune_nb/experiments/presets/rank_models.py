@@ -38,7 +38,7 @@ def look(
             x = (data.batch(part)[0].as_subclass(torch.Tensor).float() / 255 - mean) / std
             body = model.forward_features(x)
             fs.append(model.forward_head(body, pre_logits=True)); ps.append(model.forward_head(body).softmax(1))
-    return torch.cat(fs).numpy(), task.labels["train"][task.budget(labels, seed)], torch.cat(ps).numpy()
+    return torch.cat(fs).numpy(), task.targets["train"][task.budget(labels, seed)], torch.cat(ps).numpy()
 
 # %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #2179c6db
 def vision_models():
@@ -59,7 +59,7 @@ def scored_model(task, name, labels, seed, scores, size, offline, store):
     began = time.perf_counter()
     try: model, own = load_pretrained(name, None, size=size, offline=offline), True
     except ModelError:  # its weights came without a classifier
-        model, own = load_pretrained(name, len(task.classes), size=size, offline=offline), False
+        model, own = load_pretrained(name, len(task.target.vocab), size=size, offline=offline), False
     f, y, p = look(task, model, labels, seed)
     spent = {"features": time.perf_counter() - began}
     found = {}
