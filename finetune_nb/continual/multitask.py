@@ -14,11 +14,12 @@ import torch
 from .course import Shuffled
 from .methods import Naive, learn_part
 from .scenarios import Scenario, only_classes, part_accuracies
-from .sequence import filled, reported, run_course
+from .sequence import filled, judged_by_accuracy, run_course
 from ..core.errors import FinetuneError, TaskError, unknown_name
 from ..core.seeds import rng, set_seed
 from ..data.registry import load_task
 from ..data.task import Task
+from ..experiments.run_store import Where
 from ..models.architecture import compute_threads
 from ..recipes.plan_callback import DivergedError
 
@@ -90,7 +91,7 @@ def learn_shared(
     return course.fit(loader, range(n), steps=steps, lr=lr, seed=course.seed, what="all tasks")
 
 # %% ../../nbs/api/continual/05_multitask.ipynb #2a05caf5
-def _tasks(c, place):
+def _tasks(c, where):
     "The tasks of a run; what cannot be is an error."
     if c["way"] not in MULTI_WAYS: raise FinetuneError(unknown_name("way of a multitask run", c["way"], MULTI_WAYS))
     names = c["tasks"]
@@ -99,7 +100,7 @@ def _tasks(c, place):
     if c["bs"] < len(names):
         raise FinetuneError(
             f"a batch of {c['bs']} has no room for an item of each of {len(names)} tasks; make bs larger")
-    tasks = [named_task(t, size=c["size"], skip_bad=place.get("skip_bad", False)) for t in names]
+    tasks = [named_task(t, size=c["size"], skip_bad=where.skip_bad) for t in names]
     for t in tasks: t.require("a shared body", modality="image", target="classes")
     return tasks
 
@@ -111,16 +112,16 @@ def _learn(c, course, lr):
 # %% ../../nbs/api/continual/05_multitask.ipynb #d8a7c63e
 def multitask_run(
     config, # dict: `MULTI_FIELDS`, and seed, lr, device
-    place=None, # dict: offline
+    where=None, # a Where: offline, skip_bad
     folder=None, # of the run; nothing is written there
 ) -> dict: # of plain results
     "Learn several tasks with one shared body, or one network for each; accuracies, their mean, parameters to store."
-    c, place, began = filled(config, MULTI_FIELDS, what="multitask"), place or {}, time.perf_counter()
-    tasks, lr = _tasks(c, place), c["lr"] or c["recipe"].lr or 1e-3
+    c, where, began = filled(config, MULTI_FIELDS, what="multitask"), where or Where(""), time.perf_counter()
+    tasks, lr = _tasks(c, where), c["lr"] or c["recipe"].lr or 1e-3
     training, out, found, spent, held = 0., dict(status="done"), dict(test=[], valid=[]), 0, 0
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
         for s in [several(tasks)] if c["way"] == "shared" else [several([t]) for t in tasks]:
-            course, test = run_course(c, s, labels=c["labels"], offline=place.get("offline", "auto"))
+            course, test = run_course(c, s, labels=c["labels"], offline=where.offline)
             now = time.perf_counter()
             try: spent += len(_learn(c, course, lr))
             except DivergedError as e: out |= dict(status="diverged", why=f"{', '.join(p.name for p in s.parts)}: {e}")
@@ -129,4 +130,4 @@ def multitask_run(
                 found[split] += part_accuracies(course.net, items, allowed=s.allowed(len(s) - 1))
     means = {f"{split}_accuracy": float(np.mean(a)) for split, a in found.items()}
     return out | means | dict(per_task=dict(zip(c["tasks"], found["test"])), parameters=held, updates=spent, lr=lr,
-                              train_seconds=training, seconds=time.perf_counter() - began) | reported()
+                              train_seconds=training, seconds=time.perf_counter() - began) | judged_by_accuracy()

@@ -13,11 +13,12 @@ import numpy as np
 
 from .methods import learn_jointly, learn_part, make_method
 from .scenarios import Scenario, in_domain, part_accuracies
-from .sequence import filled, reported, run_course
+from .sequence import filled, judged_by_accuracy, run_course
 from ..core.errors import FinetuneError, TaskError, unknown_name
 from ..data.corruptions import change_task, derived
 from ..data.registry import load_task
 from ..data.targets.classes import ACCURACY
+from ..experiments.run_store import Where
 from ..models.architecture import compute_threads
 from ..recipes.plan_callback import DivergedError
 
@@ -104,26 +105,26 @@ def _learn_blocks(c, course, test, lr):
 # %% ../../nbs/api/continual/04_stream.ipynb #4e293c47
 def stream_run(
     config, # dict: `STREAM_FIELDS`, and seed, lr, device
-    place=None, # dict: offline
+    where=None, # a Where: offline, skip_bad
     folder=None, # of the run; nothing is written there
 ) -> dict: # of plain results
     "Learn from blocks of labelled items as they arrive; accuracy after each, their mean, the last, and what it cost."
-    c, place, began = filled(config, STREAM_FIELDS, what="stream"), place or {}, time.perf_counter()
+    c, where, began = filled(config, STREAM_FIELDS, what="stream"), where or Where(""), time.perf_counter()
     for k, known in (("way", WAYS), ("budget", ("equal", "by_data"))):
         if c[k] not in known: raise FinetuneError(unknown_name(f"{k} of a stream run", c[k], known))
     if c["strength"] is not None and c["way"] != "continue":
         raise FinetuneError(f"way '{c['way']}' starts over with all items and keeps none; leave strength out")
-    task = change_task(load_task(c["task"], c["size"], place.get("skip_bad", False), quiet=True), c["change"])
+    task = change_task(load_task(c["task"], c["size"], where.skip_bad, quiet=True), c["change"])
     scenario = blocks_of(task, c["blocks"], **{k: c[k] for k in ("labels", "seed", "drift", "drift_share")})
     lr = c["lr"] or c["recipe"].lr or 1e-3
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
-        course, test = run_course(c, scenario, pretrained=c["way"] != "scratch", offline=place.get("offline", "auto"))
+        course, test = run_course(c, scenario, pretrained=c["way"] != "scratch", offline=where.offline)
         curve, updates, training, out = _learn_blocks(c, course, test, lr)
         first = part_accuracies(course.net, test, allowed=scenario.allowed(c["blocks"] - 1), only=0)
     means = {k: float(np.mean([p[k] for p in curve])) for k in ("test_accuracy", "valid_accuracy")}
     found = means | dict(final_accuracy=curve[-1]["test_accuracy"], first_accuracy=first, curve=curve, updates=updates)
     return out | found | dict(lr=lr, items_kept=_kept(c, course), train_seconds=training,
-                              seconds=time.perf_counter() - began) | reported(**_MEASURES)
+                              seconds=time.perf_counter() - began) | judged_by_accuracy(**_MEASURES)
 
 _MEASURES = dict(final_accuracy=replace(ACCURACY, name="accuracy after the last block"),
                  first_accuracy=replace(ACCURACY, name="accuracy in the first block's world"))
