@@ -102,7 +102,7 @@ def save(
             else: plain["numbers"][f"{i}.{k}"] = v
     for part, o in self.parts.items(): tensors |= {f"part.{part}.{k}": v.clone() for k, v in o.state().items()}
     for k in _RECORDS: tensors[f"record.{k}"] = torch.tensor(getattr(follow, k), dtype=torch.float64)
-    save_tensors(self.file, tensors, {"state": json.dumps(plain)})
+    save_tensors(self.file, tensors, meta={"state": json.dumps(plain)})
 
 _RECORDS = ("rates", "losses", "watched")
 

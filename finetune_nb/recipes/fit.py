@@ -163,7 +163,8 @@ def fit_recipe(
 # %% ../../nbs/api/recipes/06_fit.ipynb #680a609b
 def _fit(learn, recipe, steps, cache, saves, cbs, new, seen):
     groups = _prepared(learn, recipe)
-    plan, lists = make_plan(recipe, groups, steps=steps), param_groups(groups, 0., recipe.weight_decay, recipe.exempt)
+    plan = make_plan(recipe, groups, steps=steps)
+    lists = param_groups(groups, 0., weight_decay=recipe.weight_decay, exempt=recipe.exempt)
     parts = _parts(learn, plan, groups, [plan.names.index(l["group"]) for l in lists], new, **seen)
     _make_optimiser(learn, [l["params"] for l in lists])
     if saves[0] is not None:

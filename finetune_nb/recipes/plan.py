@@ -165,7 +165,7 @@ def _peaks(recipe, groups, parts, spans, steps):
     rates = np.zeros((steps, len(names)))
     for (first, last), (p, _, on) in zip(spans, parts):
         rule, value = (recipe.rates, recipe.rates_value) if p.rates is None else (p.rates, p.rates_value)
-        peaks = np.array(group_rates(names, rule, value, recipe.head)) * recipe.lr * p.lr
+        peaks = np.array(group_rates(names, rule, value=value, head=recipe.head)) * recipe.lr * p.lr
         rates[first:last] = np.where([n in on or norm for n, norm in zip(names, norms)], peaks, 0)
     return rates
 

@@ -114,7 +114,7 @@ def from_yaml(
     source, # file or text
 ) -> Recipe:
     "A recipe from a YAML file, or from YAML text."
-    data, where = read_yaml(source, "recipe", RecipeError)
+    data, where = read_yaml(source, "recipe", error=RecipeError)
     return _make(cls, data, where)
 
 @patch
