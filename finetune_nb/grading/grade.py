@@ -59,7 +59,7 @@ def _grade(class_dir, todo, workers, unsafe, quiet):
         if why: rows.append(_record(class_dir, lab_id, who, nb, dict(failed=why), key, file))
     runs = [(t, nb) for t, (nb, why) in zip(todo, ready) if not why]
     jobs = [job(class_dir, lab_id, who, nb, unsafe) for (lab_id, who, *_), nb in runs]
-    done = run_all(in_room, jobs, workers) if jobs else iter(())
+    done = run_all(in_room, jobs, workers=workers) if jobs else iter(())
     for i, result in progress(done, len(jobs), "grading", quiet or not jobs):
         (lab_id, who, key, file), nb = runs[i]
         if isinstance(result, Lost): result = dict(failed="its process was killed, most often for want of memory")
