@@ -160,7 +160,7 @@ def _per_class(learn, split):
 def _flops(learn, config):
     from finetune_nb.recipes.flops import fit_flops
     from finetune_nb.recipes.recipe import Recipe
-    return dict(flops=float(fit_flops(learn, Recipe.from_dict(config["recipe"]), config["steps"])["total"]))
+    return dict(flops=float(fit_flops(learn, Recipe.from_dict(config["recipe"]), steps=config["steps"])["total"]))
 
 def take(
     learn, # a trained learner; an untrained one for flops
@@ -338,7 +338,7 @@ def prepare_train(
     model = spec["model"] or loaded.modality.default_models[0]
     own, bs, least, items = _checked(spec, s, loaded, model, r)
     where = Where(store, s.offline, str(spec["task"]), model, spec["weights"] and str(spec["weights"]),
-                  spec["skip_bad"], s.get("keep_gb", 5.))
+                  spec["skip_bad"], s.keep_gb)
     fixed = dict(labels=spec["labels"], model=model, weights=spec["weights"], bs=bs, size=spec["size"],
                  device=str(pick_device(s.device)))
     points = s.budget.curve_points if spec["curve_points"] is None else spec["curve_points"]
