@@ -7,7 +7,7 @@ __all__ = ['FIELDS', 'MEASURES', 'run_config', 'Measure', 'measures_of', 'score_
            'trained_learner', 'measure_run', 'prepare_train', 'can_be_told_apart', 'budget_steps', 'least_steps']
 
 # %% ../../nbs/api/experiments/02_train.ipynb #9d0ebb57
-import math, os, time
+import math, os, shutil, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -254,7 +254,7 @@ def _fit(learn, config, folder, points):
         if config.get("after"): out["after"] = _after(learn, config["after"])
     # a finding: the run counts, with whatever the ruined network answers
     except DivergedError as e: out |= dict(status="diverged", why=str(e), losses=[])
-    if checkpoint and checkpoint.is_dir() and not any(checkpoint.iterdir()): checkpoint.rmdir()
+    for old in Path(folder).glob("curve_*") if folder is not None else (): shutil.rmtree(old, ignore_errors=True)
     return out | dict(train_seconds=time.perf_counter() - began), curve
 
 def _after(learn, after):
@@ -338,7 +338,7 @@ def prepare_train(
     model = spec["model"] or loaded.modality.default_models[0]
     own, bs, least, items = _checked(spec, s, loaded, model, r)
     where = Where(store, s.offline, str(spec["task"]), model, spec["weights"] and str(spec["weights"]),
-                  spec["skip_bad"], s.get("keep_gb", 5.))
+                  spec["skip_bad"], s.keep_gb)
     fixed = dict(labels=spec["labels"], model=model, weights=spec["weights"], bs=bs, size=spec["size"],
                  device=str(pick_device(s.device)))
     points = s.budget.curve_points if spec["curve_points"] is None else spec["curve_points"]
