@@ -1317,6 +1317,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'finetune_nb/experiments/train.py'),
                                                'finetune_nb.experiments.train._curve_from': ( 'api/experiments/train.html#_curve_from',
                                                                                               'finetune_nb/experiments/train.py'),
+                                               'finetune_nb.experiments.train._fewer_valid': ( 'api/experiments/train.html#_fewer_valid',
+                                                                                               'finetune_nb/experiments/train.py'),
                                                'finetune_nb.experiments.train._fit': ( 'api/experiments/train.html#_fit',
                                                                                        'finetune_nb/experiments/train.py'),
                                                'finetune_nb.experiments.train._flops': ( 'api/experiments/train.html#_flops',
