@@ -231,7 +231,7 @@ def course(tmp_path_factory):
                 c.calls.append(s.recv(100)); s.close()
         threading.Thread(target=listen, daemon=True).start()
         write_lab(folder/"labs"/"01_small.ipynb")
-        (folder/"mine.ini").write_text("[run]\nprofile = smoke\n[class]\nname = The class\nlab_minutes = 1\nmemory_gb = 1\n")
+        (folder/"mine.ini").write_text("[run]\nprofile = smoke\n[class]\nname = The class\nlab_minutes = 1\nlab_memory_gb = 1\n")
         release(c.dir, settings_file=folder/"mine.ini", folder=folder/"labs")
         c.blank = read_notebook(c.dir/"release"/LAB/f"{LAB}.ipynb")
         with gradebook(c.dir) as gb: gb.add_student("zoe", first_name=MARKS)

@@ -131,7 +131,7 @@ def _key(class_dir, lab_id, who, s):
     def hashes(folder, names): return {n: sha256(folder/n) for n in names}
     code = [[p.name, sha256(p)] for part in ("grading", "sandbox") for p in sorted((kit/part).glob("*.py")) if p.stem not in ("release", "collect", "gradebook", "feedback", "class_bundle", "course", "lab", "doctor", "wheel")]
     own = f"{lab_id}.ipynb"
-    return content_hash([hashes(hand_in, [*beside(hand_in), *([own] if not (hand_in/own).is_symlink() else [])]), hashes(source, [*beside(source), own]), code, s.profile, s.seeds, s.lab_minutes, s.memory_gb])
+    return content_hash([hashes(hand_in, [*beside(hand_in), *([own] if not (hand_in/own).is_symlink() else [])]), hashes(source, [*beside(source), own]), code, s.profile, s.seeds, s.lab_minutes, s.lab_memory_gb])
 
 def _check_source(class_dir, lab_id):
     "The gradebook must know the very checks that are about to be run."

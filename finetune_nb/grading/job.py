@@ -85,7 +85,7 @@ def job(
     import nbformat
     s, files = class_settings(class_dir), {}
     for folder in (class_dir/"submitted"/student/lab_id, class_dir/"source"/lab_id): files |= {n: str(folder/n) for n in beside(folder)}
-    limits = dict(seconds=60 * s.lab_minutes, cell_seconds=12 * s.lab_minutes, memory_gb=s.memory_gb)
+    limits = dict(seconds=60 * s.lab_minutes, cell_seconds=12 * s.lab_minutes, memory_gb=s.lab_memory_gb)
     env = dict(FINETUNE_NB_PROFILE=s.profile, FINETUNE_NB_WORKERS="1", FINETUNE_NB_OFFLINE="yes", FINETUNE_NB_DEVICE="cpu") | (dict(FINETUNE_NB_SEEDS=str(s.seeds)) if s.seeds else {})
     return nbformat.writes(nb), files, limits, env, unsafe
 
