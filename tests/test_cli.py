@@ -13,7 +13,7 @@ def test_json_is_one_object_and_nothing_else(tmp_path):
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     assert [a["recipe"] for a in got["arms"]] == ["full", "linear_probe"]
-    assert {"report.html", "results.csv", "summary.json", "accuracy.png", "curves.png", "pareto.png"} == {p.name for p in (tmp_path/"r").iterdir()}
+    assert {"study.yaml", "report.html", "results.csv", "search.csv", "summary.json", "arms.png", "curves.png", "pareto.png", "shifts.png"} == {p.name for p in (tmp_path/"r").iterdir()}
 
 
 def test_sums_and_brackets_are_recipes_too(tmp_path):

@@ -40,11 +40,12 @@ def test_killed_half_way_and_started_again(tmp_path):
 
 def test_two_at_once_do_every_run_once(tmp_path):
     # Each run appends its name to a log when it trains; two processes share one store.
-    code = ("import sys, finetune_nb.experiments.presets.compare as c; from finetune_nb.core.files import content_hash\n"
-            "train = c.train_run\n"
+    code = ("import sys, finetune_nb.experiments.train as t; from finetune_nb.core.files import content_hash\n"
+            "from finetune_nb.experiments.presets.compare import compare\n"
+            "train = t.train_run\n"
             "def logged(config, *more):\n    open(sys.argv[1], 'a').write(content_hash(config) + '\\n'); return train(config, *more)\n"
-            "c.train_run = logged\n"
-            "c.compare('digits', ['full', 'linear_probe'], labels=1, profile='smoke', quiet=True)")
+            "t.train_run = logged\n"
+            "compare('digits', ['full', 'linear_probe'], labels=1, profile='smoke', quiet=True)")
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"log")], env=environment(tmp_path), cwd=tmp_path) for _ in range(2)]
     assert [p.wait(timeout=200) for p in both] == [0, 0]
     trained = (tmp_path/"log").read_text().split()
@@ -57,6 +58,59 @@ def test_a_half_written_result_is_not_trusted(tmp_path):
     run = tmp_path/"cache"/"runs"/name/"run.json"
     run.rename(run.with_name(".run.json.half"))  # what an interrupted atomic write leaves behind
     assert summary(tmp_path) == first and run.exists()
+
+
+def damage(file, at=-9):
+    raw = bytearray(file.read_bytes()); raw[at] ^= 1; file.write_bytes(bytes(raw))
+
+
+@pytest.mark.parametrize("what", ["run.json", "score_test_40.safetensors", "kept_weights.safetensors"])
+def test_a_flipped_byte_is_noticed_and_the_run_is_done_again(tmp_path, what):
+    first = summary(tmp_path)
+    file = sorted((tmp_path/"cache"/"runs").glob(f"*/{what}"))[-1]
+    whole = file.read_bytes()
+    damage(file, whole.index(b"accuracy") + 2 if what == "run.json" else -9)
+    got = cli(tmp_path, *SMALL, "--out", tmp_path/"out", "--json")
+    assert got.returncode == 0 and without_times(json.loads(got.stdout)) == first
+    assert f"run {file.parent.name}: {what} does not verify; it was done again" in got.stderr
+    assert len((file.parent/"attempts").read_text().splitlines()) == 2
+    if what != "run.json": assert file.read_bytes() == whole, "the same run, byte by byte"
+
+
+def trainings(tmp): return sum(len(f.read_text().splitlines()) for f in (tmp/"cache"/"runs").glob("*/attempts"))
+
+
+LIKE_SMALL = """
+name: like compare
+shared: {task: digits, labels: 1}
+arms: {full: {recipe: full}, linear_probe: {recipe: linear_probe}}
+"""
+
+
+@pytest.mark.parametrize("order", ["compare first", "study first"])
+def test_compare_and_study_share_every_training(tmp_path, order):
+    "Splits, shifts and curves are measured beside the run, later if need be; the training is not repeated for them."
+    (tmp_path/"like.yaml").write_text(LIKE_SMALL)
+    both = [(*SMALL, "--out", "c", "--json"), ("study", "like.yaml", "--profile", "smoke", "--out", "s", "--json")]
+    first, second = both if order == "compare first" else both[::-1]
+    found = [json.loads(cli(tmp_path, *first).stdout)]
+    before = trainings(tmp_path)
+    assert before == 2*2 + 2*2, "two rates and two seeds of two recipes"
+    found.append(json.loads(cli(tmp_path, *second).stdout))
+    assert trainings(tmp_path) == before, "something was trained twice"
+    compared, studied = found if order == "compare first" else found[::-1]
+    assert {a["recipe"]: a["mean"] for a in compared["arms"]} == {a["arm"]: a["mean"] for a in studied["arms"]}
+    assert [c["verdict"] for c in compared["contrasts"]] == [c["verdict"] for c in studied["contrasts"]]
+
+
+def test_without_its_weights_a_run_trains_again_and_says_so(tmp_path):
+    (tmp_path/"like.yaml").write_text(LIKE_SMALL)
+    assert cli(tmp_path, "study", "like.yaml", "--profile", "smoke", "--out", "s").returncode == 0
+    before = trainings(tmp_path)
+    for f in (tmp_path/"cache"/"runs").glob("*/kept_weights.safetensors"): f.unlink()
+    got = cli(tmp_path, *SMALL, "--out", "c")  # the changed test sets were never measured
+    assert got.returncode == 0 and trainings(tmp_path) == before + 4
+    assert got.stderr.count("needs weights that are no longer kept; it was done again") == 4
 
 
 def test_worker_processes_give_what_one_process_gives(tmp_path):

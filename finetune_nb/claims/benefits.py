@@ -18,10 +18,12 @@ PROFILES = dict(smoke=dict(steps=6, bs=8, trials=1), full=dict(steps=600))
 def study(name, shared, margin=.01, **more):
     "A study of this kit's small networks; `profiles` gives each profile its steps."
     profiles = {p: PROFILES.get(p, {}) | more.get("profiles", {}).get(p, {}) for p in (*PROFILES, "fast")}
-    return Study(name, **{k: v for k, v in more.items() if k != "profiles"} | dict(shared=dict(model=NET, steps=96) | shared, trials=more.get("trials", 3), margin=margin, profiles=profiles))
+    return Study(name, **{k: v for k, v in more.items() if k != "profiles"} | dict(
+        shared=dict(model=NET, steps=96) | shared, trials=more.get("trials", 3), margin=margin, profiles=profiles))
 
 # %% ../../nbs/api/claims/01_benefits.ipynb #5f3155f7
-def curve_of(result, arm): return [[(p["step"], p["valid_accuracy"]) for p in r["results"].get("curve", [])] for r in result.records[arm]]
+def curve_of(result, arm):
+    return [[(p["step"], p[result.choose_by]) for p in r["results"].get("curve", [])] for r in result.records[arm]]
 
 def steps_to(curve, target, most): # -> steps, interpolated; `most` if the target is never reached
     "How many steps a run took to reach a validation accuracy."
@@ -33,6 +35,7 @@ def steps_to(curve, target, most): # -> steps, interpolated; `most` if the targe
         before = step, acc
     return float(most)
 
+# %% ../../nbs/api/claims/01_benefits.ipynb #333d456b
 def race(slow, fast, per_step=None):
     "A function of the result: for each seed the steps (or operations) that `fast` and `slow` need to reach what `slow` has reached at its end."
     def values(result):
@@ -42,13 +45,15 @@ def race(slow, fast, per_step=None):
             target, most = b[-1][1], b[-1][0]
             out.append((steps_to(a, target, most), steps_to(b, target, most)))
         if per_step:
-            costs = [[r["results"].get("flops", np.nan) / 1e9 / max(1, c[-1][0]) if c else np.nan for r, c in zip(result.records[arm], curve_of(result, arm))] for arm in (fast, slow)]
+            costs = [[r["results"].get("flops", np.nan) / 1e9 / max(1, c[-1][0]) if c else np.nan
+                      for r, c in zip(result.records[arm], curve_of(result, arm))] for arm in (fast, slow)]
             out = [(None, None) if a is None else (a*x, b*y) for (a, b), x, y in zip(out, *costs)]
         return [a for a, _ in out], [b for _, b in out]
     return values
 
+# %% ../../nbs/api/claims/01_benefits.ipynb #c29b5bfb
 def worth(labels, rich, poor, at):
-    "A function of the result: how many labels a class the arm `poor` needs for what `rich` reaches with `at` of them, as a factor in powers of two; never beyond the largest budget measured."
+    "A function of the result: how many labels per class the arm `poor` needs for what `rich` reaches with `at` of them, as a factor in powers of two; never beyond the largest budget measured."
     def values(result):
         a = []
         for i in range(len(result.seeds)):
@@ -67,27 +72,51 @@ _CURVE = (1, 3, 10, 30)
 
 def letters(script): return [f"{c} U+{ord(c):04X}" for c in LETTERS[script]]  # as the task `scripts` names its classes
 
+# %% ../../nbs/api/claims/01_benefits.ipynb #44e4f319
 BENEFITS = (
-    Claim("better_than_scratch", "benefits", "Fine-tuning a pre-trained network beats training from scratch when labels are few.", "every course on transfer learning; Yosinski et al. (2014)",
-          "ULMFiT, error with and without pre-training: IMDb 5.0 / 9.9 %, TREC-6 5.7 / 13.4 %, AG 5.4 / 6.8 %", "Small networks, two tasks made of characters, pre-trained on other characters.",
-          study("better_than_scratch", dict(labels=3), grid=dict(task=["digits", "scripts"], recipe=["scratch", "full"])),
-          (Contrast("digits, 3 labels a class", "digits, full", "digits, scratch"), Contrast("scripts, 3 labels a class", "scripts, full", "scripts, scratch"))),
-    Claim("fewer_labels", "benefits", "A pre-trained network needs fewer labels for the same accuracy: one label is worth several.", "ULMFiT (Howard and Ruder, 2018)",
-          "ULMFiT: 100 labels are worth 10 (IMDb) to 20 (AG) times as many without pre-training", "Between measured budgets the curve is taken as straight over the logarithm; what lies beyond 30 labels a class counts as 30.",
-          study("fewer_labels", dict(task="digits"), grid=dict(recipe=["scratch", "full"], labels=list(_CURVE)), profiles=dict(smoke=dict(grid=dict(recipe=["scratch", "full"], labels=[1, 3])))),
-          (Contrast("1 label a class", "full, labels 1", "scratch, labels 1"), Contrast("3 labels a class", "full, labels 3", "scratch, labels 3"),
-           Contrast("labels from scratch for what 1 pre-trained does, log2", values=lambda r: worth([n for n in _CURVE if f"scratch, labels {n}" in r.points], "full", "scratch", 1)(r), margin=.25, unit="doublings"))),
-    Claim("less_time", "benefits", "Fine-tuning reaches the accuracy of training from scratch in fewer steps.", "fastai's course; He et al. (2019) for the limits of it",
-          "He et al.: with enough data and time, training from scratch catches up", "Steps until the validation accuracy is reached that scratch has at its end; measured every twelfth of the run.",
-          study("less_time", dict(task="digits", labels=30, curve_points=12, measure=["flops"]), grid=dict(recipe=["scratch", "full"])),
-          (Contrast("steps to scratch's final validation accuracy: full minus scratch", values=race("scratch", "full"), expect="less", margin=5, unit="steps"),)),
-    Claim("less_compute", "benefits", "With a frozen body the same accuracy costs a fraction of the computing.", "vendors' guides to feature extraction",
-          "REFERENCE: full fine-tuning costs 6N operations a token, a frozen backbone 2N, once if its features are kept", "Counted operations of the whole training, without the pre-training; a probe works here because the pre-training lies close.",
-          study("less_compute", dict(task="digits", labels=30, measure=["flops"]), grid=dict(recipe=["full", "linear_probe"]), margin=.02),
-          (Contrast("operations, log10", "linear_probe", "full", "less", lambda r: float(np.log10(r["flops"])) if r.get("flops") else None, margin=.1, unit="powers of ten", counted=True), Contrast("accuracy", "linear_probe", "full", "same", margin=.02))),
-    Claim("adaptable", "benefits", "One pre-trained network serves many different tasks.", "model hubs; Kornblith et al. (2019)",
-          "Kornblith et al.: better ImageNet models transfer better to most of twelve sets", "Four tasks, all of them characters; three of them have ten classes of letters each.",
-          lambda: study("adaptable", dict(labels=3), arms={f"{t}, {r}": dict(task="digits" if t == "digits" else "scripts", recipe=r, change=[] if t == "digits" else [{"only": {"classes": letters(t)}}])
-                                                           for t in ("digits", *LETTERS) for r in ("scratch", "full")}),
-          tuple(Contrast(t, f"{t}, full", f"{t}, scratch") for t in ("digits", *LETTERS))),
-)
+    Claim("better_than_scratch", "benefits",
+          "Fine-tuning a pre-trained network beats training from scratch when labels are few.",
+          "every course on transfer learning; Yosinski et al. (2014)",
+          "ULMFiT, error with and without pre-training: IMDb 5.0 / 9.9 %, TREC-6 5.7 / 13.4 %, AG 5.4 / 6.8 %",
+          "Small networks, two tasks made of characters, pre-trained on other characters.", study(
+              "better_than_scratch", dict(labels=3), grid=dict(task=["digits", "scripts"], recipe=["scratch", "full"])),
+          (Contrast("digits, 3 labels per class", "digits, full", "digits, scratch"),
+           Contrast("scripts, 3 labels per class", "scripts, full", "scripts, scratch"))),
+    Claim("fewer_labels", "benefits", "A pre-trained network needs fewer labels for the same accuracy: "
+                                      "one label is worth several.", "ULMFiT (Howard and Ruder, 2018)",
+          "ULMFiT: 100 labels are worth 10 (IMDb) to 20 (AG) times as many without pre-training",
+          "Between measured budgets the curve is taken as straight over the "
+          "logarithm; what lies beyond 30 labels per class counts as 30.",
+          study("fewer_labels", dict(task="digits"), grid=dict(recipe=["scratch", "full"], labels=list(_CURVE)),
+                profiles=dict(smoke=dict(grid=dict(recipe=["scratch", "full"], labels=[1, 3])))),
+          (Contrast("1 label per class", "full, labels 1", "scratch, labels 1"),
+           Contrast("3 labels per class", "full, labels 3", "scratch, labels 3"), Contrast(
+               "labels from scratch for what 1 pre-trained does, log2",
+               values=lambda r: worth([n for n in _CURVE if f"scratch, labels {n}" in r.arms], "full", "scratch", 1)(r),
+               margin=.25, unit="doublings"))),
+    Claim("less_time", "benefits", "Fine-tuning reaches the accuracy of training from scratch in fewer steps.",
+          "fastai's course; He et al. (2019) for the limits of it",
+          "He et al.: with enough data and time, training from scratch catches up",
+          "Steps until the validation accuracy is reached that scratch has at its end; measured every "
+          "twelfth of the run.", study("less_time", dict(task="digits", labels=30, curve_points=12, measure=["flops"]),
+                                       grid=dict(recipe=["scratch", "full"])),
+          (Contrast("steps to scratch's final validation accuracy: full minus scratch",
+                    values=race("scratch", "full"), expect="less", margin=5, unit="steps"),)),
+    Claim("less_compute", "benefits", "With a frozen body the same accuracy costs a fraction of the computing.",
+          "vendors' guides to feature extraction", "REFERENCE: full fine-tuning costs 6N operations per token, "
+                                                   "a frozen backbone 2N, once if its features are kept",
+          "Counted operations of the whole training, without the pre-training; a probe works here because the "
+          "pre-training lies close.", study("less_compute", dict(task="digits", labels=30, measure=["flops"]),
+                                            grid=dict(recipe=["full", "linear_probe"]), margin=.02),
+          (Contrast("operations, log10", "linear_probe", "full", "less", lambda r: float(np.log10(r["flops"]))
+                    if r.get("flops") else None, margin=.1, unit="powers of ten", counted=True),
+           Contrast("test accuracy", "linear_probe", "full", "same", margin=.02))),
+    Claim("adaptable", "benefits", "One pre-trained network serves many different tasks.",
+          "model hubs; Kornblith et al. (2019)",
+          "Kornblith et al.: better ImageNet models transfer better to most of twelve sets",
+          "Four tasks, all of them characters; three of them have ten classes of letters each.",
+          lambda: study("adaptable", dict(labels=3),
+                        arms={f"{t}, {r}": dict(task="digits" if t == "digits" else "scripts", recipe=r,
+                                                change=[] if t == "digits" else [{"only": {"classes": letters(t)}}])
+                              for t in ("digits", *LETTERS) for r in ("scratch", "full")}),
+          tuple(Contrast(t, f"{t}, full", f"{t}, scratch") for t in ("digits", *LETTERS))))

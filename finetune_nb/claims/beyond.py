@@ -18,44 +18,74 @@ def rag_study(profile=None, seeds=None, change=(), settings_file=None, backend="
     "The part of the showdown that two claims need, seen as the result of a study."
     import pandas as pd
     from finetune_nb.core.errors import FinetuneError
-    from finetune_nb.core.figures import COLOURS, percent_limits
+    from finetune_nb.core.figures import dots_and_intervals
+    from finetune_nb.core.metric import Metric
     from finetune_nb.rag_vs_ft.showdown import showdown
     from finetune_nb.experiments.stats import interval
-    if change: raise FinetuneError("claims about made-up facts have no labels to change: leave `change` out, or name other claims")
-    if backend != "processes": raise FinetuneError("claims about made-up facts run in local processes only: leave the backend out, or name other claims")
-    got = showdown(["rag", "ft_once", "ft_many"], seeds, sweeps=False, profile=profile, settings_file=settings_file, quiet=quiet)
+    if change:
+        raise FinetuneError(
+            "claims about made-up facts have no labels to change: leave `change` out, or name other claims")
+    if backend != "processes":
+        raise FinetuneError(
+            "claims about made-up facts run in local processes only: leave the backend out, or name other claims")
+    got = showdown(["rag", "ft_once", "ft_many"], seeds, sweeps=False, profile=profile, settings_file=settings_file,
+                   quiet=quiet)
     def values(arm, metric=None): return got[arm]["conditions"][metric or "rephrased"]["per_seed"]
     def table():
-        rows = [dict(arm=a["arm"], n=len(got.seeds), **{k: v for k, v in interval(values(a["arm"])).items() if k in ("mean", "low", "high")}, seconds=a["train_seconds"]) for a in got.arms]
+        rows = [dict(arm=a["arm"], n=len(got.seeds), **{k: v for k, v in interval(values(a["arm"])).items()
+                                                        if k in ("mean", "low", "high")}, seconds=a["train_seconds"])
+                for a in got.arms]
         return pd.DataFrame(rows).set_index("arm")
-    def plot(ax, metric=None):
-        for y, a in enumerate(got.arms):
-            v, i = 100*np.array(values(a["arm"])), interval(values(a["arm"]))
-            ax.scatter(v, np.full(len(v), y) + .2, s=14, color=COLOURS[y], alpha=.45, linewidths=0)
-            if i["low"] is not None: ax.plot([100*i["low"], 100*i["high"]], [y, y], color=COLOURS[y], lw=2.5, solid_capstyle="butt")
-            ax.scatter(100*i["mean"], y, s=42, color=COLOURS[y], zorder=3, marker="os^"[y])
-        ax.set_yticks(range(len(got.arms)), [a["arm"] for a in got.arms]); ax.set_ylim(len(got.arms) - .5, -.5); ax.grid(axis="x", alpha=.25)
-        ax.set_xlabel("right answers on new facts, %"); percent_limits(ax, "x")
-    return SimpleNamespace(seeds=got.seeds, points={a["arm"]: {} for a in got.arms}, values=values, table=table, plot=plot)
+    def plot(metric=None, ax=None):
+        v = [100*np.array(values(a["arm"])) for a in got.arms]
+        rows = [tuple(interval(x)[k] for k in ("mean", "low", "high")) for x in v]
+        dots_and_intervals(ax, rows, names=[a["arm"] for a in got.arms], runs=v, bounds=(0, 100))
+        ax.set_xlabel("correct answers on new facts, %")
+    return SimpleNamespace(seeds=got.seeds, arms={a["arm"]: {} for a in got.arms},
+                           metric_of=lambda key=None: Metric("exact match"), values=values, table=table, plot=plot)
 
+# %% ../../nbs/api/claims/04_beyond.ipynb #e713f680
 rag_study.measures = True
 
 # %% ../../nbs/api/claims/04_beyond.ipynb #12b99309
 _LR = [1e-3, 3e-3, 1e-2]
-_STREAM = study("stream", dict(task="digits", steps=20), kind="stream", metric="final_accuracy", search=dict(lr=_LR), margin=.02, arms=dict(go_on=dict(way="continue", strength=3), start_over=dict(way="again", budget="by_data"),
-                scratch=dict(way="scratch", budget="by_data")), profiles=dict(smoke=dict(steps=2, blocks=2, eval_limit=40, bs=8), full=dict(steps=100)))
-_MULTI = study("multitask", dict(steps=40), kind="multitask", arms=dict(together=dict(way="shared"), one_by_one=dict(way="one_by_one")), search=dict(lr=[3e-3, 1e-2, 3e-2]), margin=.02, profiles=dict(smoke=dict(steps=2, eval_limit=40), full=dict(steps=200)))
+_STREAM = study(
+    "stream", dict(task="digits", steps=20), kind="stream", metric="final_accuracy", search=dict(lr=_LR), margin=.02,
+    arms=dict(go_on=dict(way="continue", strength=3), start_over=dict(way="again", budget="by_data"),
+                scratch=dict(way="scratch", budget="by_data")),
+    profiles=dict(smoke=dict(steps=2, blocks=2, eval_limit=40, bs=8), full=dict(steps=100)))
+_MULTI = study("multitask", dict(steps=40), kind="multitask",
+               arms=dict(together=dict(way="shared"), one_by_one=dict(way="one_by_one")),
+               search=dict(lr=[3e-3, 1e-2, 3e-2]), margin=.02,
+               profiles=dict(smoke=dict(steps=2, eval_limit=40), full=dict(steps=200)))
 _RACE = next(c for c in BENEFITS if c.name == "less_time").study
-_WORLD = "Made-up people and places, a reader of 1.6 million parameters that was trained to read; questions in phrasings that were never trained on."
+_WORLD = ("Made-up people and places, a reader of 1.6 million parameters that was trained to read; questions in "
+          "phrasings that were never trained on.")
 
+# %% ../../nbs/api/claims/04_beyond.ipynb #59b40b85
 BEYOND = (
-    Claim("together", "beyond", "Fine-tuning for several tasks at once beats fine-tuning one by one.", "Caruana (1997); multi-task learning", "Standley et al. (2020): as often worse as better, depending on the tasks", "Georgian letters, Armenian capitals and Armenian small letters with three labels a class; as many updates in all.", _MULTI,
-          (Contrast("mean over the tasks", "together", "one_by_one", margin=.02),)),
-    Claim("stream", "beyond", "New data need no new start: going on from the last model is as good as starting over, at a fraction of the updates.", "practice of continual training; Ash and Adams (2020) for the limits of it", "Ash and Adams: a warm start generalises worse than a fresh one",
-          "Labelled digits arrive in blocks; going on mixes in a few old items.", _STREAM, (Contrast("after the last block", "go_on", "start_over", "same", margin=.02), Contrast("updates", "go_on", "start_over", "less", "updates", margin=1, unit="updates", counted=True))),
-    Claim("cheaper_than_scratch", "beyond", "Fine-tuning costs less computing than training from scratch to the same accuracy.", "vendors; Strubell et al. (2019) for what training costs", "REFERENCE: a full update costs 6N operations a token whatever the start; what differs is how many are needed",
-          "Counted operations to scratch's final validation accuracy. The pre-training itself is not counted; it is paid once.", _RACE,
-          (Contrast("GFLOP to scratch's final validation accuracy: full minus scratch", values=race("scratch", "full", per_step=True), expect="less", margin=1, unit="GFLOP"),)),
-    Claim("rag_beats_fine_tuning", "beyond", "For new facts, retrieval beats fine-tuning.", "Ovadia et al. (2024)", "Ovadia et al., Mistral: base .481, retrieval .875, fine-tuned .504, with paraphrases .588", _WORLD, rag_study, (Contrast("new facts, new phrasings", "rag", "ft_many", margin=.02),)),
-    Claim("many_phrasings", "beyond", "A fact has to be told in many ways to be learned.", "Allen-Zhu and Li (2023); Ovadia et al. (2024)", "bioS (second-hand): one phrasing 9.7 %, many 96.2 %", _WORLD + " As many updates for one phrasing as for sixteen.", rag_study, (Contrast("new facts, new phrasings", "ft_many", "ft_once", margin=.02),)),
-)
+    Claim("together", "beyond", "Fine-tuning for several tasks at once beats fine-tuning one by one.",
+          "Caruana (1997); multi-task learning",
+          "Standley et al. (2020): as often worse as better, depending on the tasks",
+          "Georgian letters, Armenian capitals and Armenian small letters with three labels a class; as many "
+          "updates in all.", _MULTI, (Contrast("mean over the tasks", "together", "one_by_one", margin=.02),)),
+    Claim("stream", "beyond", "New data need no new start: going on from the last model is as good as starting over, "
+          "at a fraction of the updates.", "practice of continual training; Ash and Adams (2020) for the limits of it",
+          "Ash and Adams: a warm start generalises worse than a fresh one",
+          "Labelled digits arrive in blocks; going on mixes in a few old items.", _STREAM,
+          (Contrast("after the last block", "go_on", "start_over", "same", margin=.02),
+           Contrast("updates", "go_on", "start_over", "less", "updates", margin=1, unit="updates", counted=True))),
+    Claim("cheaper_than_scratch", "beyond", "Fine-tuning costs less computing than training from scratch to the "
+                                            "same accuracy.", "vendors; Strubell et al. (2019) for what training costs",
+          "REFERENCE: a full update costs 6N operations a token whatever the start; what differs is how "
+          "many are needed", "Counted operations to scratch's final validation accuracy. The "
+                             "pre-training itself is not counted; it is paid once.", _RACE,
+          (Contrast("GFLOP to scratch's final validation accuracy: full minus scratch",
+                    values=race("scratch", "full", per_step=True), expect="less", margin=1, unit="GFLOP"),)),
+    Claim("rag_beats_fine_tuning", "beyond", "For new facts, retrieval beats fine-tuning.", "Ovadia et al. (2024)",
+          "Ovadia et al., Mistral: base .481, retrieval .875, fine-tuned .504, with paraphrases .588",
+          _WORLD, rag_study, (Contrast("new facts, new phrasings", "rag", "ft_many", margin=.02),)),
+    Claim("many_phrasings", "beyond", "A fact has to be told in many ways to be learned.",
+          "Allen-Zhu and Li (2023); Ovadia et al. (2024)", "bioS (second-hand): one phrasing 9.7 %, many 96.2 %",
+          _WORLD + " As many updates for one phrasing as for sixteen.", rag_study,
+          (Contrast("new facts, new phrasings", "ft_many", "ft_once", margin=.02),)))

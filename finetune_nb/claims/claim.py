@@ -9,7 +9,7 @@ __all__ = ['EXPECT', 'VERDICTS', 'Contrast', 'Claim', 'outcome', 'judge', 'Findi
 from dataclasses import dataclass
 
 from ..core.errors import FinetuneError, unknown_name
-from ..core.figures import COLOURS
+from ..core.figures import COLOURS, dots_and_intervals
 from ..experiments.stats import contrast, family
 from ..experiments.engine import run_study
 from ..experiments.study import Study
@@ -20,21 +20,19 @@ EXPECT = ("more", "less", "same")
 @dataclass(frozen=True)
 class Contrast:
     "One difference that the claim predicts."
-    what:str  # the circumstances, such as "3 labels a class"
+    what:str  # the circumstances, such as "3 labels per class"
     arm:object = None  # name of an arm, or a function of the result that names one
     against:object = None  # the same
     expect:str = "more"  # of the arm, than of what it is held against: "more", "less" or "same"
     metric:object = None  # of the study's results, or a function of one run's results; None for the study's own
-    values:object = None  # function of the result -> (arm's numbers, against's), one a seed; instead of arm, against and metric
+    # function of the result -> (arm's numbers, against's), one per seed; instead of arm, against and metric
+    values:object = None
     margin:float = 0.01  # differences of at most this do not matter
-    unit:str = "points"  # "points" are hundredths of an accuracy; any other word: as it is
+    unit:str = None  # None for that of the metric; any other word: as it is
     counted:bool = False  # is it counted, not sampled, so that every seed gives the same? then the margin alone decides
 
     def __post_init__(self):
         if self.expect not in EXPECT: raise FinetuneError(unknown_name("expectation", self.expect, EXPECT))
-
-    @property
-    def scale(self): return 100 if self.unit == "points" else 1
 
     def measure(self, result):
         "The paired difference in `result`, not yet corrected."
@@ -42,8 +40,12 @@ class Contrast:
         else:
             x, y = (f(result) if callable(f) else f for f in (self.arm, self.against))
             a, b, names = result.values(x, self.metric), result.values(y, self.metric), dict(arm=x, against=y)
-        return contrast(a, b, self.margin) | names | dict(what=self.what, expect=self.expect, unit=self.unit, scale=self.scale, counted=self.counted)
+        m = result.metric_of(None if callable(self.metric) else self.metric)
+        unit, scale = (self.unit, 1) if self.unit else ("points" if m.unit == "%" else m.unit, m.scale)
+        return contrast(a, b, margin=self.margin) | names | dict(what=self.what, expect=self.expect, unit=unit,
+                                                                 scale=scale, counted=self.counted)
 
+# %% ../../nbs/api/claims/00_claim.ipynb #232f650a
 @dataclass(frozen=True)
 class Claim:
     "A sentence and how it is tested."
@@ -53,7 +55,9 @@ class Claim:
     said:str  # where it is commonly made
     reference:str  # published figures it is held against, or that there are none
     limits:str  # what this measurement does not say
-    study:object  # a Study, a function without arguments that makes one, or a function of the arguments of `run_study` that measures in another way
+    # a Study, a function without arguments that makes one, or a function of the arguments of `run_study` that measures
+    # in another way
+    study:object
     contrasts:tuple
 
     def measure(self, **how):
@@ -68,21 +72,21 @@ VERDICTS = ("supported", "partly supported", "no difference", "undecided", "cont
 def outcome(
     verdict, # of `family`: better, worse, no difference ..., undecided
     expect, # of `EXPECT`
-): # -> "as said", "the other way round", "no difference" or "undecided"
+): # -> "as predicted", "opposite", "no difference" or "undecided"
     "How a measured difference stands to what was predicted."
     kind = "same" if verdict.startswith("no difference") else {"better": "more", "worse": "less"}.get(verdict)
     if kind is None: return "undecided"
-    if kind == expect: return "as said"
-    return "no difference" if kind == "same" else "the other way round"
+    if kind == expect: return "as predicted"
+    return "no difference" if kind == "same" else "opposite"
 
 def judge(
     outcomes, # of all contrasts of a claim
 ): # -> one of `VERDICTS`
     "The verdict of a claim."
     got = set(outcomes)
-    if got == {"as said"}: return "supported"
-    if "as said" in got: return "partly supported"
-    if "the other way round" in got: return "contradicted"
+    if got == {"as predicted"}: return "supported"
+    if "as predicted" in got: return "partly supported"
+    if "opposite" in got: return "contradicted"
     return "no difference" if got == {"no difference"} else "undecided"
 
 # %% ../../nbs/api/claims/00_claim.ipynb #49af1062
@@ -92,18 +96,20 @@ class Finding:
     claim:Claim
     verdict:str
     rows:list  # contrasts with outcome
-    result:object  # of the study: has values, table and seeds
+    result:object  # of the study: has values, table, metric_of and seeds
     seconds:float = None
 
     @property
     def n(self): return len(self.result.seeds)
 
     def table(self):
-        "One row a predicted difference: what was measured, with interval, corrected p, outcome, and how many seeds it would take to tell."
+        "One row per predicted difference: what was measured, with interval, corrected p, outcome, and how many seeds it would take to tell."
         import pandas as pd
         def show(r, x): return None if x is None else r["scale"] * x
-        return pd.DataFrame([dict(difference=_difference(r), predicted=r["expect"], measured=show(r, r["mean"]), low=show(r, r["ci95"][0]), high=show(r, r["ci95"][1]), unit=r["unit"], n=r["n"], failed=r["n_failed"],
-                                  p_holm=r["p_holm"], outcome=r["outcome"], seeds_needed=r["seeds_needed"]) for r in self.rows])
+        return pd.DataFrame(
+            [dict(difference=_difference(r), predicted=r["expect"], measured=show(r, r["mean"]),
+                  low=show(r, r["ci95"][0]), high=show(r, r["ci95"][1]), unit=r["unit"], n=r["n"], failed=r["n_failed"],
+                  p_holm=r["p_holm"], outcome=r["outcome"], seeds_needed=r["seeds_needed"]) for r in self.rows])
 
     def sentence(self):
         "The verdict in one line, with its figures."
@@ -112,28 +118,34 @@ class Finding:
             if r["mean"] is None: parts.append(f"{_difference(r)}: no run gave a number"); continue
             mean, low, high = (None if x is None else r["scale"]*x for x in (r["mean"], *r["ci95"]))
             f = "{:+.1f}" if r["unit"] == "points" else "{:+.3g}"
-            parts.append(f"{_difference(r)} {f.format(mean)} {r['unit']}" + ("" if low is None else f" ({f.format(low)} to {f.format(high)})") + f", {r['outcome']}")
+            parts.append(f"{_difference(r)} {f.format(mean)} {r['unit']}"
+                         + ("" if low is None else f" ({f.format(low)} to {f.format(high)})") + f", {r['outcome']}")
         return f"{self.verdict} ({self.n} seeds): " + "; ".join(parts)
 
     def to_dict(self):
         "Plain types."
         rows = [{k: v for k, v in r.items() if k not in ("failed",)} for r in self.rows]
         c = self.claim
-        return dict(name=c.name, part=c.part, statement=c.statement, said=c.said, reference=c.reference, limits=c.limits, verdict=self.verdict, n=self.n, seeds=list(self.result.seeds), contrasts=rows,
-                    arms=self.result.table().reset_index().astype(object).where(lambda t: t.notna(), None).to_dict("records"), seconds=self.seconds)
+        return dict(name=c.name, part=c.part, statement=c.statement, said=c.said, reference=c.reference,
+                    limits=c.limits, verdict=self.verdict, n=self.n, seeds=list(self.result.seeds), contrasts=rows,
+                    arms=self.result.table().reset_index().astype(object).where(lambda t: t.notna(), None).to_dict(
+                        "records"), seconds=self.seconds)
 
     def plot(self, axes=None):
         "Left what each arm reached, right the predicted differences with their intervals and outcomes."
         import matplotlib.pyplot as plt
-        high = max(.36*len(self.result.points), .62*len(self.rows)) + 1.3
+        high = max(.36*len(self.result.arms), .62*len(self.rows)) + 1.3
         if axes is None: axes = plt.subplots(1, 2, figsize=(11, high), layout="constrained")[1]
-        metrics = [c.metric for c in self.claim.contrasts if isinstance(c.metric, str) and "accuracy" in c.metric]
-        self.result.plot(**(dict(metric=metrics[0]) if metrics else {}), ax=axes[0])
+        primary = self.result.metric_of()
+        metrics = [c.metric for c in self.claim.contrasts
+                   if isinstance(c.metric, str) and self.result.metric_of(c.metric).unit == primary.unit]
+        self.result.plot(metrics[0] if metrics else None, ax=axes[0])
         axes[0].set_title(f"{self.claim.name}: mean of {self.n} seeds, 95 % interval", fontsize=10)
         plot_differences(self.rows, axes[1])
         axes[1].set_title(f"verdict: {self.verdict}", fontsize=10)
         return axes
 
+# %% ../../nbs/api/claims/00_claim.ipynb #d3974be0
 def _difference(r):
     pair = f"{r['arm']} minus {r['against']}" if r["against"] else ""
     return ": ".join(x for x in (r["what"], pair) if x)
@@ -144,25 +156,31 @@ def plot_differences(
 ):
     "Predicted differences, each scaled to its own interval's reach, because units differ; the numbers are written beside."
     import textwrap
-    colours = {"as said": COLOURS[2], "the other way round": COLOURS[3], "no difference": COLOURS[5], "undecided": COLOURS[6]}
+    colours = {"as predicted": COLOURS[2], "opposite": COLOURS[3], "no difference": COLOURS[5], "undecided": COLOURS[6]}
     for y, r in enumerate(rows):
         c = colours[r["outcome"]]
         if r["mean"] is None: ax.text(0, y, "no run gave a number", ha="center", va="center", fontsize=8); continue
-        low, high = [r["mean"] if x is None else x for x in r["ci95"]]
-        reach = max(abs(low), abs(high), r["margin"], 1e-12)
-        ax.axvspan(-r["margin"]/reach, r["margin"]/reach, ymin=1 - (y + .95)/len(rows), ymax=1 - (y + .05)/len(rows), color="#bbbbbb", alpha=.35, lw=0)
-        ax.plot([low/reach, high/reach], [y, y], color=c, lw=2.5, solid_capstyle="butt")
-        ax.scatter(r["mean"]/reach, y, s=42, color=c, zorder=3, marker={"as said": "o", "the other way round": "X", "no difference": "s", "undecided": "D"}[r["outcome"]])
+        reach = max(*(abs(r["mean"] if x is None else x) for x in r["ci95"]), r["margin"], 1e-12)
+        ax.axvspan(-r["margin"]/reach, r["margin"]/reach, ymin=1 - (y + .95)/len(rows), ymax=1 - (y + .05)/len(rows),
+                   color="#bbbbbb", alpha=.35, lw=0)
+        look = dict(color=c,
+                    marker={"as predicted": "o", "opposite": "X", "no difference": "s", "undecided": "D"}[r["outcome"]])
+        dots_and_intervals(ax, [tuple(None if x is None else x/reach for x in (r["mean"], *r["ci95"]))],
+                           at=[y], looks=look)
         f = "{:+.1f}" if r["unit"] == "points" else "{:+.3g}"
-        ax.text(0, y - .32, f"{f.format(r['scale']*r['mean'])} {r['unit']}, predicted: {r['expect']}, {r['outcome']}", ha="center", va="center", fontsize=8, bbox=dict(facecolor="white", edgecolor="none", pad=1, alpha=.85))
-    ax.axvline(0, color="#444444", lw=.8, zorder=0); ax.set_xlim(-1.15, 1.15); ax.set_ylim(len(rows) - .5, -.6); ax.set_xticks([-1, 0, 1], ["less", "0", "more"])
+        ax.text(0, y - .32, f"{f.format(r['scale']*r['mean'])} {r['unit']}, predicted: {r['expect']}, {r['outcome']}",
+                ha="center", va="center", fontsize=8, bbox=dict(facecolor="white", edgecolor="none", pad=1, alpha=.85))
+    ax.axvline(0, color="#444444", lw=.8, zorder=0); ax.set_xlim(-1.15, 1.15); ax.set_ylim(len(rows) - .5, -.6)
+    ax.set_xticks([-1, 0, 1], ["less", "0", "more"])
     ax.set_yticks(range(len(rows)), [textwrap.fill(_difference(r), 34) for r in rows], fontsize=8)
     ax.set_xlabel("paired difference, 95 % interval; scale of each row\nits own; grey: too small to matter", fontsize=9)
 
+# %% ../../nbs/api/claims/00_claim.ipynb #5e6d910f
 def _counted(r):
     "What is counted needs no test: larger than the margin is larger."
     d = r["mean"]
-    verdict = "undecided" if d is None else f"no difference within ±{r['margin']:g}" if abs(d) <= r["margin"] else "better" if d > 0 else "worse"
+    verdict = ("undecided" if d is None else f"no difference within ±{r['margin']:g}" if abs(d) <= r["margin"]
+               else "better" if d > 0 else "worse")
     return r | dict(verdict=verdict, p_holm=None, seeds_needed=None)
 
 def find(

@@ -16,7 +16,8 @@ def gap(r): return r["train_accuracy"] - r["test_accuracy"] if "train_accuracy" 
 
 def shift_mean(r):
     "Mean accuracy over the shifted test sets of a run."
-    got = [r[f"{s}_accuracy"] for s in ("rotated", "blurred", "inverted", "occluded", "textured") if f"{s}_accuracy" in r]
+    got = [r[f"{s}_accuracy"] for s in ("rotated", "blurred", "inverted", "occluded", "textured")
+           if f"{s}_accuracy" in r]
     return float(np.mean(got)) if got else None
 
 def scatter(arm, metric=None):
@@ -34,64 +35,129 @@ def apart(one, other):
 # %% ../../nbs/api/claims/03_dangers.ipynb #c3345cf2
 _LABELS = next(c for c in BENEFITS if c.name == "fewer_labels").study
 
+# %% ../../nbs/api/claims/03_dangers.ipynb #c68d8e0d
 FEW = (
-    Claim("overfitting", "dangers", "With few labels a network fits its training images and fails on others.", "every textbook", "none: a matter of course", "The gap between training and test accuracy of a pre-trained network.",
-          study("overfitting", dict(task="digits", measure=["fit"]), grid=dict(labels=[3, 30])), (Contrast("training minus test accuracy", "labels 3", "labels 30", "more", gap),)),
-    Claim("instability", "dangers", "With few labels the result hangs on chance: which items were labelled, which seed was drawn.", "Dodge et al. (2020); Mosbach et al. (2021)", "Dodge et al.: best of many seeds against the mean, several points on small text sets",
-          "A seed draws labels, batches and the new classifier together. Few seeds tell little about a spread.", _LABELS, (Contrast("spread over seeds, 1 label a class against 30", values=lambda r: apart("full, labels 1", f"full, labels {30 if 'full, labels 30' in r.points else 3}")(r)),)),
-    Claim("out_of_distribution", "dangers", "Fine-tuning everything gains on test images like the training ones and loses on changed ones, against a linear probe.", "Kumar et al. (2022)", "Kumar et al.: over ten pairs of sets +2 points in and -7 out of distribution",
-          "Five changes of handwritten digits; the network is pre-trained on distorted characters, so the probe is strong.",
-          study("shifted", dict(task="digits", labels=10, measure=["shifts"]), grid=dict(recipe=["linear_probe", "full", "lp_ft"])),
-          (Contrast("changed images", "full", "linear_probe", "less", shift_mean), Contrast("images like those trained on", "full", "linear_probe"))),
-    Claim("probe_first", "dangers", "Fit a linear probe first, then fine-tune: this keeps accuracy on changed images.", "LP-FT (Kumar et al., 2022)", "Kumar et al.: over ten pairs of sets +1 in and +10 out of distribution, against fine-tuning", "As for the claim before; the second part trains at a tenth of the rate.",
-          study("shifted", dict(task="digits", labels=10, measure=["shifts"]), grid=dict(recipe=["linear_probe", "full", "lp_ft"])),
-          (Contrast("changed images", "lp_ft", "full", "more", shift_mean), Contrast("images like those trained on", "lp_ft", "full"))),
+    Claim("overfitting", "dangers", "With few labels a network fits its training images and fails on others.",
+          "every textbook", "none: a matter of course",
+          "The gap between training and test accuracy of a pre-trained network.",
+          study("overfitting", dict(task="digits", measure=["fit"]), grid=dict(labels=[3, 30])),
+          (Contrast("training minus test accuracy", "labels 3", "labels 30", "more", gap),)),
+    Claim("instability", "dangers", "With few labels the result hangs on chance: which items were labelled, "
+                                    "which seed was drawn.", "Dodge et al. (2020); Mosbach et al. (2021)",
+          "Dodge et al.: best of many seeds against the mean, several points on small text sets",
+          "A seed draws labels, batches and the new classifier together. Few seeds tell little about a spread.",
+          _LABELS, (Contrast("spread over seeds, 1 label a class against 30", values=lambda r: apart(
+              "full, labels 1", f"full, labels {30 if 'full, labels 30' in r.points else 3}")(r)),)),
+    Claim("out_of_distribution", "dangers", "Fine-tuning everything gains on test images like the training ones and "
+                                            "loses on changed ones, against a linear probe.", "Kumar et al. (2022)",
+          "Kumar et al.: over ten pairs of sets +2 points in and -7 out of distribution",
+          "Five changes of handwritten digits; the network is pre-trained on distorted characters, so the "
+          "probe is strong.",
+          study("shifted", dict(task="digits", labels=10, measure=["shifts"]),
+                grid=dict(recipe=["linear_probe", "full", "lp_ft"])),
+          (Contrast("changed images", "full", "linear_probe", "less", shift_mean),
+           Contrast("images like those trained on", "full", "linear_probe"))),
+    Claim("probe_first", "dangers", "Fit a linear probe first, then fine-tune: this keeps accuracy on changed images.",
+          "LP-FT (Kumar et al., 2022)",
+          "Kumar et al.: over ten pairs of sets +1 in and +10 out of distribution, against fine-tuning",
+          "As for the claim before; the second part trains at a tenth of the rate.",
+          study("shifted", dict(task="digits", labels=10, measure=["shifts"]),
+                grid=dict(recipe=["linear_probe", "full", "lp_ft"])),
+          (Contrast("changed images", "lp_ft", "full", "more", shift_mean),
+           Contrast("images like those trained on", "lp_ft", "full"))),
 )
 
 # %% ../../nbs/api/claims/03_dangers.ipynb #c3323297
-_TAIL = study("long_tail", dict(task="scripts", model="glyph_resnet", recipe="linear_probe", labels=None, steps=160, change=[{"long_tail": {"ratio": 20}}], measure=["classes"]), choose_by="valid_balanced_accuracy",
-              arms=dict(plain={}, weighted=dict(loss="weighted"), logit_adjusted=dict(loss="logit_adjusted"), adjusted_after=dict(after="logit_adjustment"), oversampled=dict(sampling="oversample"), smote=dict(after="smote"), mixup=dict(recipe="linear_probe + mixup")))
-_RARE = "A long tail over 106 letters, the commonest 20 times as frequent as the rarest; a probe on frozen features; test and validation splits have all classes equally."
+_TAIL = study("long_tail", dict(task="scripts", model="glyph_resnet", recipe="linear_probe", labels=None,
+                                steps=160, change=[{"long_tail": {"ratio": 20}}], measure=["classes"]),
+              choose_by="valid_balanced_accuracy",
+              arms=dict(plain={}, weighted=dict(loss="weighted"), logit_adjusted=dict(loss="logit_adjusted"),
+                        adjusted_after=dict(after="logit_adjustment"), oversampled=dict(sampling="oversample"),
+                        smote=dict(after="smote"), mixup=dict(recipe="linear_probe + mixup")))
+_RARE = ("A long tail over 106 letters, the commonest 20 times as frequent as the rarest; a probe on frozen features; "
+         "test and validation splits have all classes equally.")
 
+# %% ../../nbs/api/claims/03_dangers.ipynb #b76e7a02
 RARE = (
-    Claim("tail_hidden", "dangers", "Overall accuracy hides how badly rare classes do.", "Buda et al. (2018); every guide on imbalance", "ImageNet-LT, many/medium/few: 65.9 / 37.5 / 7.7 %", _RARE, _TAIL,
-          (Contrast("third of rarest classes against third of commonest, plain training", values=lambda r: (r.values("plain", "test_tail_accuracy"), r.values("plain", "test_head_accuracy")), expect="less"),)),
-    Claim("logit_adjustment", "dangers", "Logit adjustment, in training or after it, helps rare classes.", "Menon et al. (2021)", "ImageNet-LT: re-training the classifier, tail 7.7 to 27.4 %, head 65.9 to 61.8 %", _RARE, _TAIL,
-          (Contrast("third of rarest classes", "logit_adjusted", "plain", metric="test_tail_accuracy"), Contrast("third of rarest classes", "adjusted_after", "plain", metric="test_tail_accuracy"), Contrast("all classes, equally", "logit_adjusted", "plain", metric="test_balanced_accuracy"))),
-    Claim("weighted_loss", "dangers", "Weighting the loss by class frequency helps rare classes.", "scikit-learn's class_weight; Cui et al. (2019)", "Cui et al.: 1 to 4 points on CIFAR with long tails", _RARE, _TAIL, (Contrast("third of rarest classes", "weighted", "plain", metric="test_tail_accuracy"),)),
-    Claim("oversampling", "dangers", "Oversampling rare classes helps them.", "Buda et al. (2018)", "Buda et al.: oversampling dominates in almost all settings, for networks trained from scratch", _RARE, _TAIL, (Contrast("third of rarest classes", "oversampled", "plain", metric="test_tail_accuracy"),)),
-    Claim("synthetic_examples", "dangers", "Synthetic examples, by SMOTE in feature space or by mixup, help rare classes.", "Chawla et al. (2002); Zhang et al. (2018)", "none at this scale", _RARE + " SMOTE re-trains the classifier on features.", _TAIL,
-          (Contrast("SMOTE, third of rarest classes", "smote", "plain", metric="test_tail_accuracy"), Contrast("mixup, third of rarest classes", "mixup", "plain", metric="test_tail_accuracy"))),
-    Claim("tail_for_head", "dangers", "What helps the tail costs the head.", "Menon et al. (2021); Kang et al. (2020)", "ImageNet-LT: head 65.9 to 61.8 %", _RARE, _TAIL,
-          (Contrast("third of commonest classes, logit adjustment", "logit_adjusted", "plain", "less", "test_head_accuracy"), Contrast("third of commonest classes, logits adjusted after training", "adjusted_after", "plain", "less", "test_head_accuracy"))),
-)
+    Claim("tail_hidden", "dangers", "Overall accuracy hides how badly rare classes do.",
+          "Buda et al. (2018); every guide on imbalance", "ImageNet-LT, many/medium/few: 65.9 / 37.5 / 7.7 %", _RARE,
+          _TAIL, (Contrast("third of rarest classes against third of commonest, plain training", values=lambda r: (
+              r.values("plain", "test_tail_accuracy"), r.values("plain", "test_head_accuracy")), expect="less"),)),
+    Claim("logit_adjustment", "dangers", "Logit adjustment, in training or after it, helps rare classes.",
+          "Menon et al. (2021)", "ImageNet-LT: re-training the classifier, tail 7.7 to 27.4 %, head 65.9 to 61.8 %",
+          _RARE, _TAIL, (Contrast("third of rarest classes", "logit_adjusted", "plain", metric="test_tail_accuracy"),
+                         Contrast("third of rarest classes", "adjusted_after", "plain", metric="test_tail_accuracy"),
+                         Contrast("all classes, equally", "logit_adjusted", "plain", metric="test_balanced_accuracy"))),
+    Claim("weighted_loss", "dangers", "Weighting the loss by class frequency helps rare classes.",
+          "scikit-learn's class_weight; Cui et al. (2019)", "Cui et al.: 1 to 4 points on CIFAR with long tails",
+          _RARE, _TAIL, (Contrast("third of rarest classes", "weighted", "plain", metric="test_tail_accuracy"),)),
+    Claim("oversampling", "dangers", "Oversampling rare classes helps them.", "Buda et al. (2018)",
+          "Buda et al.: oversampling dominates in almost all settings, for networks trained from scratch", _RARE,
+          _TAIL, (Contrast("third of rarest classes", "oversampled", "plain", metric="test_tail_accuracy"),)),
+    Claim("synthetic_examples", "dangers", "Synthetic examples, by SMOTE in feature space or by mixup, "
+                                           "help rare classes.", "Chawla et al. (2002); Zhang et al. (2018)",
+          "none at this scale", _RARE + " SMOTE re-trains the classifier on features.", _TAIL,
+          (Contrast("SMOTE, third of rarest classes", "smote", "plain", metric="test_tail_accuracy"),
+           Contrast("mixup, third of rarest classes", "mixup", "plain", metric="test_tail_accuracy"))),
+    Claim("tail_for_head", "dangers", "What helps the tail costs the head.",
+          "Menon et al. (2021); Kang et al. (2020)", "ImageNet-LT: head 65.9 to 61.8 %", _RARE, _TAIL,
+          (Contrast("third of commonest classes, logit adjustment", "logit_adjusted", "plain", "less",
+                    "test_head_accuracy"), Contrast("third of commonest classes, logits adjusted after training",
+                                                    "adjusted_after", "plain", "less", "test_head_accuracy"))))
 
 # %% ../../nbs/api/claims/03_dangers.ipynb #0532c4d9
 _LR, _MORE = [3e-4, 1e-3, 3e-3], [3e-4, 6e-4, 1e-3, 2e-3, 3e-3]
 
 def _sequence(name, arms, trials, **shared):
-    return study(name, dict(steps=20) | shared, kind="sequence", arms=arms, trials=trials, search=dict(lr=_LR), margin=.02, profiles=dict(smoke=dict(steps=2, eval_limit=40), full=dict(steps=200)))
+    return study(name, dict(steps=20) | shared, kind="sequence", arms=arms, trials=trials, search=dict(lr=_LR),
+                 margin=.02, profiles=dict(smoke=dict(steps=2, eval_limit=40), full=dict(steps=200)))
 
-def _arm(method, *strengths): return dict(method=method, search=dict(lr=_LR, strength=list(strengths)) if strengths else dict(lr=_MORE))
+def _arm(method, *strengths):
+    return dict(method=method, search=dict(lr=_LR, strength=list(strengths)) if strengths else dict(lr=_MORE))
 
-_CLASS = _sequence("class_incremental", dict(naive=_arm("naive"), joint=_arm("joint"), replay=_arm("replay", 5, 10, 20), ewc=_arm("ewc", 100., 1000., 10000.), lwf=_arm("lwf", .3, 1., 3.), l2_sp=_arm("l2_sp", .01, .03, .1),
+_CLASS = _sequence("class_incremental", dict(naive=_arm("naive"), joint=_arm("joint"), replay=_arm("replay", 5, 10, 20),
+                                             ewc=_arm("ewc", 100., 1000., 10000.), lwf=_arm("lwf", .3, 1., 3.),
+                                             l2_sp=_arm("l2_sp", .01, .03, .1),
                                              lora=_arm("lora", 2, 4, 8), wise_ft=_arm("wise_ft", .35, .5, .65)), 5)
 _THREE = _sequence("scenarios", {s: dict(scenario=s) for s in ("task", "domain", "class")}, 3)
-_PARTS = "Five parts of two digits each, class-incremental: one head, no hint which part an item comes from. Five settings tried by each."
+_PARTS = ("Five parts of two digits each, class-incremental: one head, no hint which part an item comes from. Five "
+          "settings tried by each.")
 
+# %% ../../nbs/api/claims/03_dangers.ipynb #8822641b
 FORGETTING = (
-    Claim("forgetting", "dangers", "Fine-tuning on something new makes a network forget what it knew.", "McCloskey and Cohen (1989); every review of continual learning", "split MNIST, class-incremental (recalled): no remedy 19.9, all at once 97.9 %", _PARTS, _CLASS,
-          (Contrast("accuracy on earlier parts", "naive", "joint", "less", "old_accuracy"), Contrast("loss on earlier parts since they were learned (BWT)", values=lambda r: (r.values("naive", "bwt"), [0.]*len(r.seeds)), expect="less"))),
-    Claim("replay", "dangers", "Replaying a few old examples beats penalties on the weights when classes arrive one after the other.", "van de Ven et al. (2022)", "split MNIST, class-incremental (recalled): EWC 20.0, LwF 23.9, replay some 70 points more", _PARTS + " Memory of 5 to 20 items a class.", _CLASS,
-          (Contrast("all parts", "replay", "ewc"), Contrast("all parts", "replay", "lwf"), Contrast("all parts", "replay", "l2_sp"))),
-    Claim("penalties", "dangers", "Penalties and distillation (EWC, L2-SP, LwF) reduce forgetting.", "Kirkpatrick et al. (2017); Li and Hoiem (2018); Li et al. (2018)", "split MNIST, class-incremental (recalled): none 19.9, EWC 20.0, LwF 23.9", _PARTS, _CLASS,
+    Claim("forgetting", "dangers", "Fine-tuning on something new makes a network forget what it knew.",
+          "McCloskey and Cohen (1989); every review of continual learning",
+          "split MNIST, class-incremental (recalled): no remedy 19.9, all at once 97.9 %", _PARTS, _CLASS,
+          (Contrast("accuracy on earlier parts", "naive", "joint", "less", "old_accuracy"),
+           Contrast("loss on earlier parts since they were learned (BWT)",
+                    values=lambda r: (r.values("naive", "bwt"), [0.]*len(r.seeds)), expect="less"))),
+    Claim("replay", "dangers", "Replaying a few old examples beats penalties on the weights when "
+                               "classes arrive one after the other.", "van de Ven et al. (2022)",
+          "split MNIST, class-incremental (recalled): EWC 20.0, LwF 23.9, replay some 70 points more",
+          _PARTS + " Memory of 5 to 20 items a class.", _CLASS,
+          (Contrast("all parts", "replay", "ewc"), Contrast("all parts", "replay", "lwf"),
+           Contrast("all parts", "replay", "l2_sp"))),
+    Claim("penalties", "dangers", "Penalties and distillation (EWC, L2-SP, LwF) reduce forgetting.",
+          "Kirkpatrick et al. (2017); Li and Hoiem (2018); Li et al. (2018)",
+          "split MNIST, class-incremental (recalled): none 19.9, EWC 20.0, LwF 23.9", _PARTS, _CLASS,
           tuple(Contrast("all parts", m, "naive", margin=.02) for m in ("ewc", "l2_sp", "lwf"))),
-    Claim("low_rank_forgets_less", "dangers", "Low-rank fine-tuning learns less and forgets less.", "Biderman et al. (2024)", "Llama-2-7B, mathematics (second-hand): target .293 against .203, what it knew .545 against .617", _PARTS, _CLASS,
-          (Contrast("accuracy on earlier parts", "lora", "naive", metric="old_accuracy", margin=.02), Contrast("accuracy on the newest part", "lora", "naive", "less", "new_accuracy", margin=.02))),
-    Claim("averaging_forgets_less", "dangers", "Averaging the weights with those before (WiSE-FT) keeps what the network knew.", "Wortsman et al. (2022)", "Wortsman et al.: 4 to 6 points on shifted ImageNets", _PARTS, _CLASS, (Contrast("accuracy on earlier parts", "wise_ft", "naive", metric="old_accuracy", margin=.02),)),
-    Claim("scenario", "dangers", "How much is forgotten depends on the scenario: least if the task is known, most if classes arrive one after the other.", "van de Ven et al. (2022)", "split MNIST without remedy (recalled): task-incremental some 85, class-incremental 20 %",
-          "The same digits, network and updates; in the domain scenario the images change and the classes stay.", _THREE,
-          (Contrast("forgetting", "class", "task", "more", "forgetting"), Contrast("forgetting", "class", "domain", "more", "forgetting"))),
+    Claim("low_rank_forgets_less", "dangers", "Low-rank fine-tuning learns less and forgets less.",
+          "Biderman et al. (2024)", "Llama-2-7B, mathematics (second-hand): target .293 against .203, what it knew "
+                                    ".545 against .617", _PARTS, _CLASS,
+          (Contrast("accuracy on earlier parts", "lora", "naive", metric="old_accuracy", margin=.02),
+           Contrast("accuracy on the newest part", "lora", "naive", "less", "new_accuracy", margin=.02))),
+    Claim("averaging_forgets_less", "dangers",
+          "Averaging the weights with those before (WiSE-FT) keeps what the network knew.",
+          "Wortsman et al. (2022)", "Wortsman et al.: 4 to 6 points on shifted ImageNets", _PARTS, _CLASS,
+          (Contrast("accuracy on earlier parts", "wise_ft", "naive", metric="old_accuracy", margin=.02),)),
+    Claim("scenario", "dangers", "How much is forgotten depends on the scenario: least if the task is known, "
+                                 "most if classes arrive one after the other.", "van de Ven et al. (2022)",
+          "split MNIST without remedy (recalled): task-incremental some 85, class-incremental 20 %",
+          "The same digits, network and updates; in the domain scenario the images change and the classes stay.",
+          _THREE,
+          (Contrast("forgetting", "class", "task", "more", "forgetting"),
+           Contrast("forgetting", "class", "domain", "more", "forgetting"))),
 )
 
+# %% ../../nbs/api/claims/03_dangers.ipynb #1d2f2d4e
 DANGERS = (*FEW, *RARE, *FORGETTING)

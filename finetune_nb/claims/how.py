@@ -14,9 +14,9 @@ def picked(arms=None, best=True):
     "A function of the result that names the arm with the best (or worst) mean validation accuracy among `arms`."
     def pick(result):
         def mean(a):
-            got = [v for v in result.values(a, "valid_accuracy") if v is not None]
+            got = [v for v in result.values(a, result.choose_by) if v is not None]
             return sum(got) / len(got) if got else float("-inf")
-        return (max if best else min)(arms or result.points, key=mean)
+        return (max if best else min)(arms or result.arms, key=mean)
     return pick
 
 def spread(arms):
@@ -30,69 +30,133 @@ def spread(arms):
 _MODELS = ("zoo_resnet_long", "zoo_efficientnet", "zoo_convnext", "zoo_vit")
 _RECIPES = ("full", "discriminative", "gradual")
 
+# %% ../../nbs/api/claims/02_how.ipynb #65e4f0cc
 MODELS_AND_DATA = (
-    Claim("pretraining_matters", "how", "How long and on how much a network was pre-trained decides what it is worth.", "scaling studies; Kornblith et al. (2019)", "Kolesnikov et al. (2020): more pre-training data help only with larger networks",
+    Claim("pretraining_matters", "how", "How long and on how much a network was pre-trained decides what it is worth.",
+          "scaling studies; Kornblith et al. (2019)",
+          "Kolesnikov et al. (2020): more pre-training data help only with larger networks",
           "One architecture; 300 against 2,000 steps, 40 against 360 characters.",
-          study("pretraining_matters", dict(task="digits", labels=3), arms=dict(long=dict(model="zoo_resnet_long"), short=dict(model="zoo_resnet_short"), few=dict(model="zoo_resnet_few"))),
+          study("pretraining_matters", dict(task="digits", labels=3),
+                arms=dict(long=dict(model="zoo_resnet_long"), short=dict(model="zoo_resnet_short"),
+                          few=dict(model="zoo_resnet_few"))),
           (Contrast("2,000 steps against 300", "long", "short"), Contrast("360 characters against 40", "long", "few"))),
-    Claim("closeness", "how", "The closer the pre-training lies to the task, the better.", "Yosinski et al. (2014); Kornblith et al. (2019)", "Yosinski et al.: transfer falls with the distance of the tasks, but stays above random features",
-          "Characters, photographs and random weights for a task of letters; the photographs are crops of two pictures. Same architecture and steps.",
-          study("closeness", dict(task="scripts", labels=10), arms={f"{what}, {how}": dict(model=m, recipe=r) for what, m in (("characters", NET), ("photographs", "zoo_resnet_photos")) for how, r in (("probe", "linear_probe"), ("full", "full"))}
-                | {"random, probe": dict(recipe=dict(name="random_probe", start="random", phases=[dict(train="head")], search=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1])), "random, full": dict(recipe="scratch")}),
-          tuple(Contrast("", f"{a}, {how}", f"{b}, {how}") for how in ("probe", "full") for a, b in (("characters", "photographs"), ("photographs", "random")))),
-    Claim("choice_of_model", "how", "Which pre-trained model is chosen matters more than how it is fine-tuned.", "practitioners' guides; timm's leaderboards", "none for networks of this size",
-          "Four small architectures against three recipes; the best and the worst of each are picked on validation. Other models and recipes may lie closer or further apart.",
-          study("choice_of_model", dict(task="scripts", labels=10), arms={m: dict(model=m) for m in _MODELS} | {r: dict(recipe=r) for r in _RECIPES[1:]}),
+    Claim("closeness", "how", "The closer the pre-training lies to the task, the better.",
+          "Yosinski et al. (2014); Kornblith et al. (2019)",
+          "Yosinski et al.: transfer falls with the distance of the tasks, but stays above random features",
+          "Characters, photographs and random weights for a task of letters; the photographs are crops of two "
+          "pictures. Same architecture and steps.",
+          study("closeness", dict(task="scripts", labels=10),
+                arms={f"{what}, {how}": dict(model=m, recipe=r) for what, m in (("characters", NET), (
+                    "photographs", "zoo_resnet_photos")) for how, r in (("probe", "linear_probe"), ("full", "full"))}
+                | {"random, probe": dict(recipe=dict(name="random_probe", start="random", phases=[dict(train="head")],
+                                                     search=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1])),
+                   "random, full": dict(recipe="scratch")}),
+          tuple(Contrast("", f"{a}, {how}", f"{b}, {how}") for how in ("probe", "full")
+                for a, b in (("characters", "photographs"), ("photographs", "random")))),
+    Claim("choice_of_model", "how", "Which pre-trained model is chosen matters more than how it is fine-tuned.",
+          "practitioners' guides; timm's leaderboards", "none for networks of this size",
+          "Four small architectures against three recipes; the best and the worst of each are picked on validation. "
+          "Other models and recipes may lie closer or further apart.",
+          study("choice_of_model", dict(task="scripts", labels=10),
+                arms={m: dict(model=m) for m in _MODELS} | {r: dict(recipe=r) for r in _RECIPES[1:]}),
           (Contrast("best model against worst", picked(_MODELS), picked(_MODELS, False)),
-           Contrast("best minus worst of the models, against best minus worst of the recipes", values=lambda r: (spread(_MODELS)(r), spread((NET, *_RECIPES[1:]))(r))))),
-    Claim("quality_over_quantity", "how", "A few right labels are worth more than many wrong ones.", "data-centric AI; Northcutt et al. (2021)", "Northcutt et al.: in benchmarks some 3 % of labels are wrong",
+           Contrast("best minus worst of the models, against best minus worst of the recipes",
+                    values=lambda r: (spread(_MODELS)(r), spread((NET, *_RECIPES[1:]))(r))))),
+    Claim("quality_over_quantity", "how", "A few correct labels are worth more than many wrong ones.",
+          "data-centric AI; Northcutt et al. (2021)", "Northcutt et al.: in benchmarks some 3 % of labels are wrong",
           "Wrong labels are drawn evenly over the other classes, which is the mildest kind.",
-          study("quality_over_quantity", dict(task="digits"), arms=dict(ten_clean=dict(labels=10), thirty_clean=dict(labels=30), thirty_half_wrong=dict(labels=30, change=[{"label_noise": {"share": .5}}]))),
-          (Contrast("10 right labels against 30 half of which are wrong", "ten_clean", "thirty_half_wrong"), Contrast("30 right against 30 half wrong", "thirty_clean", "thirty_half_wrong"))),
-    Claim("duplicates", "how", "Duplicates add nothing: ten distinct images ten times are worth ten images.", "data cleaning guides; Lee et al. (2022) for text", "Lee et al.: deduplicated text trains language models as well in fewer steps",
+          study("quality_over_quantity", dict(task="digits"),
+                arms=dict(ten_clean=dict(labels=10), thirty_clean=dict(labels=30),
+                          thirty_half_wrong=dict(labels=30, change=[{"label_noise": {"share": .5}}]))),
+          (Contrast("10 correct labels against 30 half of which are wrong", "ten_clean", "thirty_half_wrong"),
+           Contrast("30 correct against 30 half wrong", "thirty_clean", "thirty_half_wrong"))),
+    Claim("duplicates", "how", "Duplicates add nothing: ten distinct images ten times are worth ten images.",
+          "data cleaning guides; Lee et al. (2022) for text",
+          "Lee et al.: deduplicated text trains language models as well in fewer steps",
           "Exact copies, spread evenly over the classes; same number of steps.",
-          study("duplicates", dict(task="digits", labels=None), margin=.02, arms=dict(distinct=dict(change=[{"subset": {"share": .1}}]), copied=dict(change=[{"duplicates": {"share": .9}}]), all_distinct={})),
-          (Contrast("about ten distinct images a class, each once or ten times", "copied", "distinct", "same", margin=.02), Contrast("as many items, all distinct", "all_distinct", "copied"))),
+          study("duplicates", dict(task="digits", labels=None), margin=.02,
+                arms=dict(distinct=dict(change=[{"subset": {"share": .1}}]),
+                          copied=dict(change=[{"duplicates": {"share": .9}}]), all_distinct={})),
+          (Contrast("about ten distinct images per class, each once or ten times", "copied", "distinct", "same",
+                    margin=.02), Contrast("as many items, all distinct", "all_distinct", "copied"))),
 )
 
 # %% ../../nbs/api/claims/02_how.ipynb #adffc0ae
 _RATES = (3e-4, 3e-3, 3e-2)
 
+# %% ../../nbs/api/claims/02_how.ipynb #7660caca
 SETTINGS = (
-    Claim("learning_rate", "how", "The learning rate is the setting that matters most.", "Smith (2018); Bengio (2012)", "Bengio: if only one setting can be tuned, tune the rate", "Rates ten times above and below the one that validation picks.",
-          study("learning_rate", dict(task="digits", labels=10), search={}, arms={f"rate {lr:g}": dict(recipe=dict(name="full", lr=lr)) for lr in _RATES}),
+    Claim("learning_rate", "how", "The learning rate is the setting that matters most.",
+          "Smith (2018); Bengio (2012)", "Bengio: if only one setting can be tuned, tune the rate",
+          "Rates ten times above and below the one that validation picks.",
+          study("learning_rate", dict(task="digits", labels=10), search={},
+                arms={f"rate {lr:g}": dict(recipe=dict(name="full", lr=lr)) for lr in _RATES}),
           (Contrast("picked rate against the worst of three", picked(), picked(best=False)),)),
-    Claim("batch_size", "how", "Small batches generalise better.", "Keskar et al. (2017); Masters and Luschi (2018)", "Shallue et al. (2019): at equal effort of tuning no such effect", "As many images for every arm, so that small batches take more steps; each has its own rate.",
-          study("batch_size", dict(task="digits", labels=30), arms={"batch 8": dict(bs=8, steps=256), "batch 32": dict(bs=32, steps=64), "batch 128": dict(bs=128, steps=16)},
-                profiles=dict(smoke=dict(arms={"batch 8": dict(bs=8, steps=8), "batch 32": dict(bs=32, steps=6), "batch 128": dict(bs=128, steps=6)}), full=dict(arms={f"batch {b}": dict(bs=b, steps=32_000//b) for b in (8, 32, 128)}))),
-          (Contrast("8 against 128 images a batch", "batch 8", "batch 128"), Contrast("8 against 32", "batch 8", "batch 32"))),
-    Claim("discriminative_rates", "how", "Layers near the input should learn more slowly.", "ULMFiT (Howard and Ruder, 2018); fastai's slice(lo, hi)", "ULMFiT: error 6.87 to 5.57 (IMDb), 6.86 to 6.21 (TREC-6), 5.81 to 5.62 (AG)", "Six groups, each 2.6 times slower than the one above.",
-          study("discriminative_rates", dict(), arms={"scripts, full": dict(task="scripts", labels=3), "scripts, discriminative": dict(task="scripts", labels=3, recipe="discriminative"),
-                                                      "digits, full": dict(task="digits", labels=3), "digits, discriminative": dict(task="digits", labels=3, recipe="discriminative")}),
-          (Contrast("scripts, 3 labels", "scripts, discriminative", "scripts, full"), Contrast("digits, 3 labels", "digits, discriminative", "digits, full"))),
-    Claim("gradual_unfreezing", "how", "Unfreeze gradually, from the top.", "ULMFiT (Howard and Ruder, 2018)", "ULMFiT: error 6.87 to 6.37 (IMDb), 6.86 both times (TREC-6), 5.81 both times (AG)", "As many steps as full fine-tuning, one more group from the top in each part.",
-          study("gradual_unfreezing", dict(), arms={"scripts, full": dict(task="scripts", labels=3), "scripts, gradual": dict(task="scripts", labels=3, recipe="gradual"),
-                                                    "digits, full": dict(task="digits", labels=3), "digits, gradual": dict(task="digits", labels=3, recipe="gradual")}),
-          (Contrast("scripts, 3 labels", "scripts, gradual", "scripts, full"), Contrast("digits, 3 labels", "digits, gradual", "digits, full"))),
-    Claim("slanted_triangle", "how", "Slanted triangular rates beat other schedules.", "ULMFiT (Howard and Ruder, 2018)", "ULMFiT, with freezing: error 6.37 to 5.04 (IMDb), 6.86 to 6.02 (TREC-6), 5.81 to 5.35 (AG), against a constant rate",
-          "Against one cycle (Smith, 2018), the schedule that fastai uses.",
+    Claim("batch_size", "how", "Small batches generalise better.", "Keskar et al. (2017); Masters and Luschi (2018)",
+          "Shallue et al. (2019): at equal effort of tuning no such effect",
+          "As many images for every arm, so that small batches take more steps; each has its own rate.",
+          study("batch_size", dict(task="digits", labels=30), arms={
+              "batch 8": dict(bs=8, steps=256), "batch 32": dict(bs=32, steps=64), "batch 128": dict(bs=128, steps=16)},
+                profiles=dict(smoke=dict(arms={"batch 8": dict(bs=8, steps=8), "batch 32": dict(bs=32, steps=6),
+                                               "batch 128": dict(bs=128, steps=6)}),
+                              full=dict(arms={f"batch {b}": dict(bs=b, steps=32_000//b) for b in (8, 32, 128)}))),
+          (Contrast("8 against 128 images per batch", "batch 8", "batch 128"),
+           Contrast("8 against 32", "batch 8", "batch 32"))),
+    Claim("discriminative_rates", "how", "Layers near the input should learn more slowly.",
+          "ULMFiT (Howard and Ruder, 2018); fastai's slice(lo, hi)",
+          "ULMFiT: error 6.87 to 5.57 (IMDb), 6.86 to 6.21 (TREC-6), 5.81 to 5.62 (AG)",
+          "Six groups, each 2.6 times slower than the one above.", study("discriminative_rates", dict(), arms={
+              "scripts, full": dict(task="scripts", labels=3), "scripts, discriminative": dict(
+                  task="scripts", labels=3, recipe="discriminative"), "digits, full": dict(task="digits", labels=3),
+              "digits, discriminative": dict(task="digits", labels=3, recipe="discriminative")}),
+          (Contrast("scripts, 3 labels", "scripts, discriminative", "scripts, full"),
+           Contrast("digits, 3 labels", "digits, discriminative", "digits, full"))),
+    Claim("gradual_unfreezing", "how", "Unfreeze gradually, from the top.", "ULMFiT (Howard and Ruder, 2018)",
+          "ULMFiT: error 6.87 to 6.37 (IMDb), 6.86 both times (TREC-6), 5.81 both times (AG)",
+          "As many steps as full fine-tuning, one more group from the top in each part.",
+          study("gradual_unfreezing", dict(),
+                arms={"scripts, full": dict(task="scripts", labels=3), "scripts, gradual":
+                      dict(task="scripts", labels=3, recipe="gradual"), "digits, full": dict(task="digits", labels=3),
+                      "digits, gradual": dict(task="digits", labels=3, recipe="gradual")}),
+          (Contrast("scripts, 3 labels", "scripts, gradual", "scripts, full"),
+           Contrast("digits, 3 labels", "digits, gradual", "digits, full"))),
+    Claim("slanted_triangle", "how", "Slanted triangular rates beat other schedules.",
+          "ULMFiT (Howard and Ruder, 2018)",
+          "ULMFiT, with freezing: error 6.37 to 5.04 (IMDb), 6.86 to 6.02 (TREC-6), 5.81 to 5.35 (AG), "
+          "against a constant rate", "Against one cycle (Smith, 2018), the schedule that fastai uses.",
           study("slanted_triangle", dict(labels=10), grid=dict(task=["digits", "scripts"], recipe=["full", "stlr"])),
-          (Contrast("digits", "digits, stlr", "digits, full"), Contrast("scripts", "scripts, stlr", "scripts, full"))),
-)
+          (Contrast("digits", "digits, stlr", "digits, full"), Contrast("scripts", "scripts, stlr", "scripts, full"))))
 
 # %% ../../nbs/api/claims/02_how.ipynb #9c1d601a
 _LR = [1e-3, 3e-3, 1e-2]
-_BRAKES = study("brakes", dict(task="digits", labels=3, weight_decay=0., measure=["fit"]), trials=6, arms=dict(  # six trials each: rates alone, or rates and strengths
-    none=dict(search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2])), dropout=dict(search=dict(lr=_LR, dropout=[.2, .5])), l1=dict(search=dict(lr=_LR, l1=[1e-2, 1e-1])), l2=dict(search=dict(lr=_LR, weight_decay=[.1, 1.])),
-    l2_sp=dict(recipe="l2_sp", search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2])), early_stop=dict(recipe=dict(name="early_stop", early_stop=dict(checks=12, patience=3)), search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2]))))
-_FEW = "Three labels a class, where a network fits its training images within a few steps."
+# six trials each: rates alone, or rates and strengths
+_BRAKES = study("brakes", dict(task="digits", labels=3, weight_decay=0., measure=["fit"]), trials=6, arms=dict(
+    none=dict(search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2])),
+    dropout=dict(search=dict(lr=_LR, dropout=[.2, .5])), l1=dict(search=dict(lr=_LR, l1=[1e-2, 1e-1])),
+    l2=dict(search=dict(lr=_LR, weight_decay=[.1, 1.])),
+    l2_sp=dict(recipe="l2_sp", search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2])),
+    early_stop=dict(recipe=dict(name="early_stop", early_stop=dict(checks=12, patience=3)),
+                    search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2]))))
+_FEW = "Three labels per class, where a network fits its training images within a few steps."
 
 BRAKES = (
-    Claim("weight_decay", "how", "Weight decay (L2) helps against overfitting.", "every textbook; Loshchilov and Hutter (2019)", "none at this scale", _FEW + " Decay of AdamW, 0.1 or 1, against none.", _BRAKES, (Contrast("decay against none", "l2", "none"),)),
-    Claim("l1", "how", "An L1 penalty helps against overfitting.", "textbooks of statistical learning", "none at this scale", _FEW, _BRAKES, (Contrast("L1 against none", "l1", "none"),)),
-    Claim("dropout", "how", "Dropout helps against overfitting.", "Srivastava et al. (2014)", "Srivastava et al.: large gains for networks of fully connected layers trained from scratch", _FEW + " Dropout of 0.2 or 0.5 before the classifier only.", _BRAKES, (Contrast("dropout against none", "dropout", "none"),)),
-    Claim("stay_close", "how", "Pulling the weights back to the pre-trained ones (L2-SP) beats ordinary weight decay.", "Li et al. (2018)", "Li et al.: 0.2 to 5 points on sets of photographs", _FEW, _BRAKES, (Contrast("L2-SP against decay", "l2_sp", "l2"),)),
-    Claim("early_stopping", "how", "Stop early, when the validation loss no longer falls.", "Prechelt (1998); every course", "none at this scale", _FEW + " Twelve looks at the validation split, patience of three; the best weights are kept.", _BRAKES, (Contrast("early stopping against the whole run", "early_stop", "none"),)),
+    Claim("weight_decay", "how", "Weight decay (L2) helps against overfitting.",
+          "every textbook; Loshchilov and Hutter (2019)", "none at this scale",
+          _FEW + " Decay of AdamW, 0.1 or 1, against none.", _BRAKES, (Contrast("decay against none", "l2", "none"),)),
+    Claim("l1", "how", "An L1 penalty helps against overfitting.", "textbooks of statistical learning",
+          "none at this scale", _FEW, _BRAKES, (Contrast("L1 against none", "l1", "none"),)),
+    Claim("dropout", "how", "Dropout helps against overfitting.", "Srivastava et al. (2014)",
+          "Srivastava et al.: large gains for networks of fully connected layers trained from scratch",
+          _FEW + " Dropout of 0.2 or 0.5 before the classifier only.", _BRAKES,
+          (Contrast("dropout against none", "dropout", "none"),)),
+    Claim("stay_close", "how", "Pulling the weights back to the pre-trained ones (L2-SP) beats ordinary weight decay.",
+          "Li et al. (2018)", "Li et al.: 0.2 to 5 points on sets of photographs", _FEW, _BRAKES,
+          (Contrast("L2-SP against decay", "l2_sp", "l2"),)),
+    Claim("early_stopping", "how", "Stop early, when the validation loss no longer falls.",
+          "Prechelt (1998); every course", "none at this scale",
+          _FEW + " Twelve looks at the validation split, patience of three; the best weights are kept.", _BRAKES,
+          (Contrast("early stopping against the whole run", "early_stop", "none"),)),
 )
 
+# %% ../../nbs/api/claims/02_how.ipynb #74f38815
 HOW = (*MODELS_AND_DATA, *SETTINGS, *BRAKES)

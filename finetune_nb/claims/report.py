@@ -12,7 +12,7 @@ from pathlib import Path
 from .run import PARTS
 from ..core.files import writable_folder, write_json, write_text
 from ..core.html import html_facts, html_picture, html_table, save_figures, write_page
-from ..experiments.cost import plot_pareto
+from ..experiments.cost import cost_points, plot_pareto
 
 # %% ../../nbs/api/claims/06_report.ipynb #a166fc60
 def save_claims(
@@ -25,35 +25,47 @@ def save_claims(
     folder = writable_folder(folder)
     paths = {n: folder/n for n in ("claims.csv", "claims.json", "report.html")}
     rows = pd.concat([f.table().assign(claim=f.claim.name, verdict=f.verdict) for f in found], ignore_index=True)
-    write_text(paths["claims.csv"], rows[["claim", "verdict", *[c for c in rows if c not in ("claim", "verdict")]]].to_csv(index=False, lineterminator="\n"))
+    write_text(paths["claims.csv"], rows[["claim", "verdict", *[c for c in rows if c not in ("claim", "verdict")]]]
+               .to_csv(index=False, lineterminator="\n"))
     write_json(paths["claims.json"], dict(profile=profile, claims=[f.to_dict() for f in found]))
     pictures = {}
     for f in found:  # one after the other: open figures take memory
-        figures, points = {f"{f.claim.name}.png": f.plot()[0].figure}, f.result.cost_points() if hasattr(f.result, "cost_points") else []
-        if len(points): figures[f"{f.claim.name}_cost.png"] = plot_pareto(points).figure
+        figures = {f"{f.claim.name}.png": f.plot()[0].figure}
+        points = cost_points(f.result) if hasattr(f.result, "records") else []
+        if len(points) and (points.cost > 0).all(): figures[f"{f.claim.name}_cost.png"] = plot_pareto(f.result).figure
         pictures |= save_figures(folder, figures)
     body = [_counts(found)]
     for part, title in PARTS.items():
         mine = [f for f in found if f.claim.part == part]
         if mine: body.append(f"<h2>{escape(title)}</h2>")
         for f in mine: body.append(_section(f, pictures))
-    write_page(paths["report.html"], "Claims about fine-tuning, measured", f"finetune_nb{', profile ' + profile if profile else ''}", "\n".join(body))
+    write_page(paths["report.html"], "Claims about fine-tuning, measured",
+               f"finetune_nb{', profile ' + profile if profile else ''}", "\n".join(body))
     return paths
 
+# %% ../../nbs/api/claims/06_report.ipynb #a37c03c7
 def _counts(found):
     import pandas as pd
     from finetune_nb.claims.claim import VERDICTS
     table = pd.DataFrame([dict(claim=f.claim.statement, verdict=f.verdict, seeds=f.n) for f in found])
     n = ", ".join(f"{sum(f.verdict == v for f in found)} {v}" for v in VERDICTS if any(f.verdict == v for f in found))
-    return f'''<p>{len(found)} claims: {n}.</p><p class="small">A claim predicts differences. Each is paired by seed and tested by a t test; Holm's method corrects for all differences of the claim. "No difference" means that the difference lies within
-a margin named beforehand. Rates were searched with equal effort for every arm, on validation data of a seed that is not reported.</p>''' + html_table(table, index=False)
+    return (
+        f'''<p>{len(found)} claims: {n}.</p><p class="small">A claim predicts differences. Each is paired by seed and tested by a t test; Holm's method corrects for all differences of the claim. "No difference" means that the difference lies within
+a margin named beforehand. Rates were searched with equal effort for every arm, on validation data of a seed that is not reported.</p>'''
+        + html_table(table, index=False))
 
 def _section(f, pictures):
     c = f.claim
     facts = {"said": c.said, "published": c.reference, "measured": f.sentence(), "limits": c.limits}
     arms = f.result.table().reset_index()
-    search = f.result.search_table().reset_index() if hasattr(f.result, "search_table") and any(x["tried"] for x in f.result.chosen.values()) else None
-    return (f'<h3 id="{c.name}">{escape(c.statement)}</h3>' + html_picture(pictures[f"{c.name}.png"], f"{c.statement} {f.verdict}") + html_facts(facts) + html_table(f.table(), index=False)
+    search = (f.result.search_table().reset_index() if hasattr(f.result, "search_table")
+              and any(c.tried for c in f.result.chosen.values()) else None)
+    return (f'<h3 id="{c.name}">{escape(c.statement)}</h3>'
+            + html_picture(pictures[f"{c.name}.png"], f"{c.statement} {f.verdict}") + html_facts(facts)
+            + html_table(f.table(), index=False)
             + f"<details><summary>Arms: {f.n} seeds each</summary>{html_table(arms, index=False)}</details>"
-            + (f"<details><summary>Accuracy and what it costs</summary>{html_picture(cost, 'Accuracy over seconds a run')}</details>" if (cost := pictures.get(f"{c.name}_cost.png")) else "")
-            + ("" if search is None else f"<details><summary>What was chosen, and how flat the optimum was</summary>{html_table(search, index=False)}</details>"))
+            + ("<details><summary>What it brings and what it "
+               f"costs</summary>{html_picture(cost, 'Results over seconds per run')}</details>"
+               if (cost := pictures.get(f"{c.name}_cost.png")) else "")
+            + ("" if search is None else "<details><summary>What was chosen, and how flat the optimum "
+                                         f"was</summary>{html_table(search, index=False)}</details>"))

@@ -15,12 +15,14 @@ from .how import HOW
 
 # %% ../../nbs/api/claims/05_run.ipynb #f762c4c8
 CLAIMS = {c.name: c for c in (*BENEFITS, *HOW, *DANGERS, *BEYOND)}
-PARTS = {"benefits": "What fine-tuning gives", "how": "How it is done", "dangers": "What it endangers", "beyond": "Beyond one task and one model"}
+PARTS = {"benefits": "What fine-tuning gives", "how": "How it is done", "dangers": "What it endangers",
+         "beyond": "Beyond one task and one model"}
 
 def claims_table():
     "Name, part, statement and where it is made, as a pandas table."
     import pandas as pd
-    return pd.DataFrame([dict(claim=c.name, part=c.part, statement=c.statement, said=c.said, differences=len(c.contrasts)) for c in CLAIMS.values()]).set_index("claim")
+    return pd.DataFrame([dict(claim=c.name, part=c.part, statement=c.statement, said=c.said,
+                              differences=len(c.contrasts)) for c in CLAIMS.values()]).set_index("claim")
 
 # %% ../../nbs/api/claims/05_run.ipynb #08aad9cd
 def run_claims(
@@ -40,7 +42,8 @@ def run_claims(
         if n not in CLAIMS: raise FinetuneError(unknown_name("claim", n, CLAIMS))
     found = []
     for n in chosen:
-        found.append(find(CLAIMS[n], profile=profile, seeds=seeds, change=change, settings_file=settings_file, backend=backend, address=address, quiet=quiet))
+        found.append(find(CLAIMS[n], profile=profile, seeds=seeds, change=change, settings_file=settings_file,
+                          backend=backend, address=address, quiet=quiet))
         if each: each(found[-1])
     return found
 
@@ -49,4 +52,6 @@ def findings_table(
 ):
     "One row a claim: verdict, seeds, and the measured differences with intervals."
     import pandas as pd
-    return pd.DataFrame([dict(claim=f.claim.name, statement=f.claim.statement, verdict=f.verdict, n=f.n, measured=f.sentence().split(": ", 1)[1], seconds=round(f.seconds)) for f in found]).set_index("claim")
+    return pd.DataFrame([dict(claim=f.claim.name, statement=f.claim.statement, verdict=f.verdict,
+                              n=f.n, measured=f.sentence().split(": ", 1)[1], seconds=round(f.seconds))
+                         for f in found]).set_index("claim")

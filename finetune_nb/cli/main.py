@@ -31,6 +31,12 @@ def _share(text):
     if not 0 <= x < 1: raise argparse.ArgumentTypeError(f"'{text}' is not a number between 0 and 1")
     return x
 
+def _amount(text):
+    try: x = float(text)
+    except ValueError: x = -1
+    if not 0 <= x < float("inf"): raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
+    return x
+
 def _parser():
     p = _Parser(prog="finetune-nb", description="Measure claims about fine-tuning on your own machine.")
     p.add_argument("--version", action="version", version=finetune_nb.__version__)
@@ -59,7 +65,7 @@ def _parser():
     c.add_argument("--weights", metavar="FILE", help="safetensors file with the model's weights")
     c.add_argument("--size", type=int, metavar="PIXELS", help="side of the pictures; default: what the model was trained on")
     c.add_argument("--reference", metavar="RECIPE", help="recipe to compare with (default full)")
-    c.add_argument("--margin", type=_share, default=0.01, help="differences of at most this do not matter (default 0.01)")
+    c.add_argument("--margin", type=_amount, help="differences of at most this do not matter (default: what the metric says, 0.01 for an accuracy)")
     c.add_argument("--profile", help=" | ".join(PROFILES) + ": how much work one run is")
     c.add_argument("--out", metavar="DIR", help="folder for the results; default: compare_TASK in the reports folder")
     c.add_argument("--skip-bad", action="store_true", help="leave unreadable photos out instead of stopping")
@@ -100,11 +106,11 @@ def _compare(a):
     out = Path(a.out or Path(s.reports)/f"compare_{_as_name(name)}")
     from finetune_nb.recipes.library import split_names
     from finetune_nb.experiments.presets.compare import compare
-    from finetune_nb.experiments.report import conclusions, save_report
-    got = compare(a.task, split_names(a.recipes) if a.recipes else None, a.labels, a.seeds, a.model, a.weights, a.size, a.margin, a.reference, a.profile,
-                  skip_bad=a.skip_bad, settings_file=a.settings, out=out)
+    from finetune_nb.experiments.report import conclusions, save_report, summary
+    got = compare(a.task, split_names(a.recipes) if a.recipes else None, labels=a.labels, seeds=a.seeds, model=a.model, weights=a.weights, size=a.size, margin=a.margin,
+                  reference=a.reference, profile=a.profile, skip_bad=a.skip_bad, settings_file=a.settings, out=out)
     paths = save_report(got, out)
-    if a.json: return got.to_dict() | dict(files={n: str(p) for n, p in paths.items()})
+    if a.json: return summary(got) | dict(files={n: str(p) for n, p in paths.items()})
     print(got.table().to_string(), "", *conclusions(got), "", *(f"{n:13} {p}" for n, p in paths.items()), sep="\n")
 
 def _showdown(a):
@@ -126,13 +132,13 @@ def _study(a):
     s = settings(a.settings, profile=a.profile, seeds=a.seeds)
     from finetune_nb.experiments.engine import run_study
     from finetune_nb.experiments.study import Study
-    from finetune_nb.experiments.study_report import save_study, study_conclusions, study_summary
+    from finetune_nb.experiments.report import conclusions, save_report, summary
     study = Study.from_yaml(Path(a.file))
     out = Path(a.out or Path(s.reports)/f"study_{_as_name(study.name)}")
-    got = run_study(study, a.profile, a.seeds, settings_file=a.settings, backend=a.backend, address=a.address, out=out)
-    paths = save_study(got, out)
-    if a.json: return study_summary(got) | dict(files={n: str(p) for n, p in paths.items()})
-    print(got.table().round(4).to_string(), "", *study_conclusions(got), "", *(f"{n:13} {p}" for n, p in paths.items()), sep="\n")
+    got = run_study(study, a.profile, seeds=a.seeds, settings_file=a.settings, backend=a.backend, address=a.address, out=out)
+    paths = save_report(got, out)
+    if a.json: return summary(got) | dict(files={n: str(p) for n, p in paths.items()})
+    print(got.table().round(4).to_string(), "", *conclusions(got), "", *(f"{n:13} {p}" for n, p in paths.items()), sep="\n")
 
 def _claims(a):
     from pathlib import Path

@@ -15,6 +15,9 @@ from .methods import Course, Naive, draw, learn_part, updates
 from .scenarios import Items, Scenario, only_classes, part_accuracies
 from .sequence import filled, fresh_net
 from ..core.errors import FinetuneError, TaskError, unknown_name
+from ..experiments.run_store import Where
+from ..experiments.run_kinds import reported
+from ..core.metric import Metric
 from ..core.seeds import rng, set_seed
 from ..models.architecture import compute_threads
 from ..recipes.plan_callback import DivergedError
@@ -78,21 +81,21 @@ def _learn_shared(course, steps, lr):
 # %% ../../nbs/api/continual/05_multitask.ipynb #2a05caf5
 def multitask_run(
     config, # dict: `MULTI_FIELDS`, and seed, lr, device
-    place=None, # dict: offline
+    where=None, # a Where, for offline and skip_bad
     folder=None, # of the run; nothing is written there
 ): # -> dict of plain results
     "Learn several tasks with one shared body, or one network for each; accuracy on each task, mean, parameters that must be stored."
-    c, place = filled(config, MULTI_FIELDS, "multitask"), place or {}
+    c, where = filled(config, MULTI_FIELDS, "multitask"), where or Where("")
     if c["way"] not in MULTI_WAYS: raise FinetuneError(unknown_name("way of a multitask run", c["way"], MULTI_WAYS))
     if isinstance(c["tasks"], str) or len(c["tasks"]) < 2 or len(set(c["tasks"])) < len(c["tasks"]): raise FinetuneError(f"several tasks are at least two different names in a list, not {c['tasks']!r}")
     if c["bs"] < len(c["tasks"]): raise FinetuneError(f"a batch of {c['bs']} has no room for an item of each of {len(c['tasks'])} tasks; make bs larger")
-    tasks = [named_task(t, c["size"], place.get("skip_bad", False)) for t in c["tasks"]]
+    tasks = [named_task(t, c["size"], where.skip_bad) for t in c["tasks"]]
     for t in tasks: t.require("a shared body", modality="image", target="classes")
     courses = [several(tasks)] if c["way"] == "shared" else [several([t]) for t in tasks]
     lr, began, training, out, found, spent, held = c["lr"] or 1e-3, time.perf_counter(), 0., dict(status="done"), dict(test=[], valid=[]), 0, 0
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
         for s in courses:
-            net = fresh_net(c, s.n_outputs, offline=place.get("offline", "auto"))
+            net = fresh_net(c, s.n_outputs, offline=where.offline)
             device, input, now = next(net.parameters()).device, net.kit_config["input"], time.perf_counter()
             course = Course(net, s, Items(s, "train", input, device, c["labels"], c["seed"]), c["seed"], c["bs"], c["norm"])
             try: spent += _learn_shared(course, c["steps"], lr) if c["way"] == "shared" else len(learn_part(course, Naive(course), 0, c["steps"], lr))
@@ -100,4 +103,6 @@ def multitask_run(
             training += time.perf_counter() - now; held += sum(p.numel() for p in net.parameters())
             for split in found: found[split] += part_accuracies(net, Items(s, split, input, device, limit=c["eval_limit"] if split == "test" else 0), s.allowed(len(s) - 1))
     return out | dict(test_accuracy=float(np.mean(found["test"])), valid_accuracy=float(np.mean(found["valid"])), per_task=dict(zip(c["tasks"], found["test"])), parameters=held, updates=spent,
-                      lr=lr, train_seconds=training, seconds=time.perf_counter() - began)
+                      lr=lr, train_seconds=training, seconds=time.perf_counter() - began) | _REPORTED
+
+_REPORTED = reported({k: Metric(k.replace("_", " ")) for k in ("test_accuracy", "valid_accuracy")}, "test_accuracy", "valid_accuracy")

@@ -12,6 +12,9 @@ from .forgetting import sequence_measures
 from .methods import METHODS, RATES, Course, learn_jointly, learn_part, make_method
 from .scenarios import Items, make_scenario, part_accuracies
 from ..core.errors import FinetuneError, RecipeError, unknown_name
+from ..experiments.run_store import Where
+from ..experiments.run_kinds import reported
+from ..core.metric import Metric
 from ..core.seeds import rng, set_seed
 from ..models.architecture import compute_threads, to_fast_layout
 from ..models.load import load_pretrained
@@ -71,20 +74,20 @@ def fresh_net(
 # %% ../../nbs/api/continual/03_sequence.ipynb #31ccf884
 def sequence_run(
     config, # dict: `FIELDS`, and seed, lr, device
-    place=None, # dict: offline
+    where=None, # a Where, for offline and skip_bad
     folder=None, # of the run; nothing is written there
 ): # -> dict of plain results
     "Learn the parts of a scenario one after the other and measure every part after every part."
-    c, place = filled(config, FIELDS, "sequence"), place or {}
+    c, where = filled(config, FIELDS, "sequence"), where or Where("")
     if c["method"] not in METHODS: raise RecipeError(unknown_name("method", c["method"], METHODS))
     if c["order"] not in ("given", "shuffled"): raise FinetuneError(unknown_name("order of classes", c["order"], ["given", "shuffled"]))
     if c["method"] == "joint" and c["strength"] is not None: raise RecipeError("method 'joint' has no strength; leave it out")
-    task = change_task(load_task(c["task"], c["size"], place.get("skip_bad", False), quiet=True), c["change"])
+    task = change_task(load_task(c["task"], c["size"], where.skip_bad, quiet=True), c["change"])
     order = rng(c["seed"], "order of classes").permutation(len(task.target.vocab)).tolist() if c["order"] == "shuffled" else None
     scenario, lr = make_scenario(c["scenario"], task, c["parts"], order, c["domains"]), c["lr"] or RATES.get(c["method"], 1e-3)
     began, training, R, losses, out = time.perf_counter(), 0., [], [], dict(status="done")
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
-        net = fresh_net(c, scenario.n_outputs, offline=place.get("offline", "auto"))
+        net = fresh_net(c, scenario.n_outputs, offline=where.offline)
         device, input = next(net.parameters()).device, net.kit_config["input"]
         course = Course(net, scenario, Items(scenario, "train", input, device, c["labels"], c["seed"]), c["seed"], c["bs"], c["norm"])
         test, valid = Items(scenario, "test", input, device, limit=c["eval_limit"]), Items(scenario, "valid", input, device)
@@ -102,4 +105,7 @@ def sequence_run(
         on_valid = part_accuracies(net, valid, scenario.allowed(last))
     found = sequence_measures(R, start)
     return out | dict(test_accuracy=found.pop("accuracy"), valid_accuracy=sum(on_valid) / len(on_valid), **found, R=R, start=start, losses=[round(l, 5) for l in losses], updates=len(losses),
-                      lr=lr, strength=getattr(method, "strength", None), train_seconds=training, seconds=time.perf_counter() - began)
+                      lr=lr, strength=getattr(method, "strength", None), train_seconds=training, seconds=time.perf_counter() - began) | _REPORTED
+
+_REPORTED = reported({k: Metric(k.replace("_", " "), low=-1. if k in ("bwt", "fwt", "forgetting") else 0., better="lower" if k == "forgetting" else "higher")
+                      for k in ("test_accuracy", "valid_accuracy", "old_accuracy", "new_accuracy", "learning_accuracy", "bwt", "fwt", "forgetting")}, "test_accuracy", "valid_accuracy")

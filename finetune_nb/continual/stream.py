@@ -15,6 +15,9 @@ from .methods import Course, Naive, Replay, learn_jointly, learn_part
 from .scenarios import Items, Scenario, in_domain, part_accuracies
 from .sequence import filled, fresh_net
 from ..core.errors import FinetuneError, TaskError, unknown_name
+from ..experiments.run_store import Where
+from ..experiments.run_kinds import reported
+from ..core.metric import Metric
 from ..models.architecture import compute_threads
 from ..recipes.plan_callback import DivergedError
 from ..data.corruptions import change_task, derived
@@ -66,19 +69,19 @@ STREAM_FIELDS = dict(
 # %% ../../nbs/api/continual/04_stream.ipynb #d3970520
 def stream_run(
     config, # dict: `STREAM_FIELDS`, and seed, lr, device
-    place=None, # dict: offline
+    where=None, # a Where, for offline and skip_bad
     folder=None, # of the run; nothing is written there
 ): # -> dict of plain results
     "Learn from blocks of labelled items as they arrive; accuracy after each, their mean, the last, and what it cost."
-    c, place = filled(config, STREAM_FIELDS, "stream"), place or {}
+    c, where = filled(config, STREAM_FIELDS, "stream"), where or Where("")
     for k, known in (("way", WAYS), ("budget", ("equal", "by_data"))):
         if c[k] not in known: raise FinetuneError(unknown_name(f"{k} of a stream run", c[k], known))
     if c["strength"] is not None and c["way"] != "continue": raise FinetuneError(f"way '{c['way']}' starts over with all items and keeps none; leave strength out")
-    task = change_task(load_task(c["task"], c["size"], place.get("skip_bad", False), quiet=True), c["change"])
+    task = change_task(load_task(c["task"], c["size"], where.skip_bad, quiet=True), c["change"])
     scenario, lr = blocks_of(task, c["blocks"], c["labels"], c["seed"], c["drift"], c["drift_share"]), c["lr"] or 1e-3
     last, began, training, out, curve, updates = c["blocks"] - 1, time.perf_counter(), 0., dict(status="done"), [], 0
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
-        net = fresh_net(c, scenario.n_outputs, c["way"] != "scratch", place.get("offline", "auto"))
+        net = fresh_net(c, scenario.n_outputs, c["way"] != "scratch", where.offline)
         start, device, input = {k: v.clone() for k, v in net.state_dict().items()}, next(net.parameters()).device, net.kit_config["input"]
         course = Course(net, scenario, Items(scenario, "train", input, device), c["seed"], c["bs"], c["norm"])
         test, valid = Items(scenario, "test", input, device, limit=c["eval_limit"]), Items(scenario, "valid", input, device)
@@ -94,7 +97,9 @@ def stream_run(
             curve.append(dict(block=b + 1, updates=updates, test_accuracy=part_accuracies(net, test, allowed, b), valid_accuracy=part_accuracies(net, valid, allowed, b)))
         first = part_accuracies(net, test, allowed, 0)
     return out | dict(test_accuracy=float(np.mean([p["test_accuracy"] for p in curve])), valid_accuracy=float(np.mean([p["valid_accuracy"] for p in curve])), final_accuracy=curve[-1]["test_accuracy"],
-                      first_accuracy=first, curve=curve, updates=updates, lr=lr, items_kept=_kept(c, course), train_seconds=training, seconds=time.perf_counter() - began)
+                      first_accuracy=first, curve=curve, updates=updates, lr=lr, items_kept=_kept(c, course), train_seconds=training, seconds=time.perf_counter() - began) | _REPORTED
+
+_REPORTED = reported({k: Metric(k.replace("_", " ")) for k in ("test_accuracy", "valid_accuracy", "final_accuracy", "first_accuracy")}, "test_accuracy", "valid_accuracy")
 
 def _kept(c, course):
     "Old items that had to be kept until the last block."

@@ -15,41 +15,49 @@ import numpy as np
 from scipy import stats
 
 from ..core.errors import FinetuneError, unknown_name
-from ..core.figures import COLOURS, percent_limits
+from ..core.figures import dots_and_intervals, percent_limits, styles
+from ..core.metric import Metric
 from ..core.settings import settings
+from .stats import in_units
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #832c34f7
 def price_of(
     seconds, # of computing
     s=None, # Settings; None for those in force
+    *,
     device="cpu", # "cpu" or anything else for the price of a GPU hour
     pue=1.0, # power usage effectiveness of the building
     kwh=None, # energy if it was measured; None for the formula
-): # -> dict(compute_seconds, price, kwh, energy_price, co2_kg)
+) -> dict: # compute_seconds, price, kwh, energy_price, co2_kg
     "What computing for so long costs at the settings' prices (kWh = W * h * PUE / 1000)."
     s, hours = s or settings(), seconds / 3600
     if kwh is None: kwh = s.watts * hours * pue / 1000
-    return dict(compute_seconds=seconds, price=hours * (s.cpu_hour if device == "cpu" else s.gpu_hour), kwh=kwh, energy_price=kwh * s.kwh, co2_kg=kwh * s.co2_per_kwh)
+    return dict(compute_seconds=seconds, price=hours * (s.cpu_hour if device == "cpu" else s.gpu_hour), kwh=kwh,
+                energy_price=kwh * s.kwh, co2_kg=kwh * s.co2_per_kwh)
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #c82a34f7
 @contextmanager
 def metered(
     s=None, # Settings; None for those in force
     device="cpu", # for the price of an hour
+    *,
     pue=1.0, # power usage effectiveness, for the formula and for measured energy alike
 ): # -> dict that is filled at the end: what `price_of` gives, and energy_from
     "The cost of what the block does: energy from CodeCarbon if it is installed, else from the settings' watts."
     try: from codecarbon import OfflineEmissionsTracker
     except ImportError: tracker = None
     # A country is asked for, but only its CO2 depends on it, and that is not used.
-    else: tracker = OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False, log_level="error", allow_multiple_runs=True)
+    else:
+        tracker = OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False, log_level="error",
+                                          allow_multiple_runs=True)
     found, began = {}, time.perf_counter()
     if tracker: tracker.start()
     try: yield found
     finally:
         if tracker: tracker.stop()
         kwh = tracker.final_emissions_data.energy_consumed * pue if tracker else None
-        found |= price_of(time.perf_counter() - began, s, device, pue, kwh) | dict(energy_from="CodeCarbon" if tracker else f"{(s or settings()).watts:g} W assumed")
+        found |= (price_of(time.perf_counter() - began, s, device=device, pue=pue, kwh=kwh)
+                  | dict(energy_from="CodeCarbon" if tracker else f"{(s or settings()).watts:g} W assumed"))
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #91197dbb
 def median_ci(
@@ -73,9 +81,11 @@ class Measured:
     rate_ci95:tuple
     items:int  # in a batch
 
+# %% ../../nbs/api/experiments/08_cost.ipynb #bd23627f
 def measure_device(
     learn, # a learner, on the device to be measured
     recipe="full", # a Recipe or the name of one; the phase in which most trains
+    *,
     repeats=9, # timed steps, after one that is not timed
     name=None, # for tables
 ): # -> Measured
@@ -90,7 +100,8 @@ def measure_device(
             if i: seconds.append(time.perf_counter() - began)
     mid, low, high, _ = median_ci(seconds)
     f = counted["flops"]
-    return Measured(name or str(recipe), f, counted["operators"], mid, (low, high), f/mid, (f/high, f/low), learn.dls.train.bs)
+    return Measured(name or str(recipe), f, counted["operators"], mid, (low, high), f/mid, (f/high, f/low),
+                    learn.dls.train.bs)
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #3294cd42
 @dataclass
@@ -113,8 +124,10 @@ class Extrapolation:
     ): # -> dict: seconds with low and high, and beyond: how many times larger than anything measured
         "Forecast for a fit; low and high are the forecast divided and multiplied by `factor`."
         seconds = self.step(cost["total"], cost["operators"]*cost["steps"])
-        return dict(seconds=seconds, low=seconds/self.factor, high=seconds*self.factor, beyond=cost["per_step"]/self.largest)
+        return dict(seconds=seconds, low=seconds/self.factor, high=seconds*self.factor,
+                    beyond=cost["per_step"]/self.largest)
 
+# %% ../../nbs/api/experiments/08_cost.ipynb #91b5a5f8
 def _fit(points):
     from scipy.optimize import nnls
     # Divided by the measured seconds, so that relative errors count alike for small and large.
@@ -126,14 +139,17 @@ def extrapolate(
     points, # list of Measured: different networks or batch sizes on one device
 ): # -> Extrapolation
     "A model of the seconds of a training step and its leave-one-out error."
-    if len(points) < 4: raise FinetuneError(f"extrapolation needs at least 4 measured networks or batch sizes, got {len(points)}: one is left out each time, and two numbers are fitted to the rest")
+    if len(points) < 4:
+        raise FinetuneError(f"extrapolation needs at least 4 measured networks or batch sizes, got {len(points)}: one "
+                            "is left out each time, and two numbers are fitted to the rest")
     left = []
     for i, p in enumerate(points):
         a, b = _fit(points[:i] + points[i + 1:])
         forecast = float(a*p.operators + b*p.flops)
         left.append(dict(name=p.name, seconds=p.seconds, forecast=forecast, error=forecast/p.seconds - 1))
     a, b = _fit(points)
-    return Extrapolation(float(a), float(b), max(max(r["forecast"]/r["seconds"], r["seconds"]/max(r["forecast"], 1e-12)) for r in left), left, max(p.flops for p in points))
+    return Extrapolation(float(a), float(b), max(max(r["forecast"]/r["seconds"], r["seconds"]/max(r["forecast"], 1e-12))
+                                                 for r in left), left, max(p.flops for p in points))
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #ba9f4788
 @dataclass(frozen=True)
@@ -154,9 +170,11 @@ DEVICES = (  # rounded figures of the classes' data sheets; prices are round num
     Device("H100 class", 67e12, 990e12, 3.5, 700),
 )
 
+# %% ../../nbs/api/experiments/08_cost.ipynb #dda176cc
 def rented(
     cost, # of `fit_flops`
     runs=1, # fits
+    *,
     devices=DEVICES, # list of Device
     numbers="fp32", # or "fp16"
     pue=1.2, # power usage effectiveness of the data centre: an assumption too
@@ -172,14 +190,17 @@ def rented(
         compute, start = [cost["total"]/(peak*u) for u in d.used[::-1]], [kernels*t for t in d.launch]
         low, high = (runs*(max(c, k) + idle) for c, k in zip(compute, start))
         kwh = [d.watts*t/3600*pue/1000 for t in (low, high)]
-        rows.append(dict(device=d.name, seconds_low=low, seconds_high=high, price_low=low/3600*d.hour, price_high=high/3600*d.hour, kwh_low=kwh[0], kwh_high=kwh[1],
-                         co2_kg_low=kwh[0]*s.co2_per_kwh, co2_kg_high=kwh[1]*s.co2_per_kwh, limit="starting kernels" if start[0] > compute[0] else "operations"))
+        rows.append(dict(device=d.name, seconds_low=low, seconds_high=high, price_low=low/3600*d.hour,
+                         price_high=high/3600*d.hour, kwh_low=kwh[0], kwh_high=kwh[1],
+                         co2_kg_low=kwh[0]*s.co2_per_kwh, co2_kg_high=kwh[1]*s.co2_per_kwh,
+                         limit="starting kernels" if start[0] > compute[0] else "operations"))
     return pd.DataFrame(rows).set_index("device")
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #dc70ba19
 def break_even(
     once, # price of the first way before anything is done
     each, # its price for every time
+    *,
     other_once, # the same of the second way
     other_each,
 ): # -> number of times from which on the second way is cheaper; 0 if it always is, None if never
@@ -189,67 +210,98 @@ def break_even(
 
 # %% ../../nbs/api/experiments/08_cost.ipynb #60b2e6af
 def cost_points(
-    result, # a Comparison, a list of dicts, or a DataFrame with name, cost, mean and perhaps low and high
-    cost="seconds", # for a Comparison: "seconds", "price", "kwh", "co2_kg" of one run, or a dict recipe -> cost
+    result, # a Result or a view of one, a list of dicts, or a DataFrame with name, cost, mean and perhaps low and high
+    cost="seconds", # for a Result: "seconds", "price", "kwh", "co2_kg" of one run, or a dict arm -> cost
+    *,
     s=None, # Settings for prices; None for those in force
-): # -> DataFrame: name, cost, mean, low, high
-    "Tidy points of cost and accuracy."
+): # -> DataFrame: name, cost, mean, low, high; its attrs hold the metric of a Result
+    "Tidy points of cost and what it brings. Arms without a time or a number are left out."
     import pandas as pd
-    if not hasattr(result, "arms"):
+    columns = ["name", "cost", "mean", "low", "high"]
+    if not hasattr(result := getattr(result, "result", result), "records"):
         d = pd.DataFrame(result)
-        if missing := [c for c in ("name", "cost", "mean") if c not in d]: raise FinetuneError(f"points need the columns name, cost and mean; {', '.join(missing)} missing")
-        return d.assign(**{c: np.nan for c in ("low", "high") if c not in d})[["name", "cost", "mean", "low", "high"]].astype({c: float for c in ("cost", "mean", "low", "high")})
-    device = (result.about or {}).get("settings", {}).get("device", "cpu")
-    def of(a):
-        if isinstance(cost, dict):
-            if a["recipe"] not in cost: raise FinetuneError(unknown_name("recipe in the costs", a["recipe"], cost))
-            return cost[a["recipe"]]
-        found = dict(seconds=a["seconds"]) | price_of(a["seconds"], s, "cpu" if device == "auto" else device)
-        if cost not in found: raise FinetuneError(unknown_name("cost", cost, found))
-        return found[cost]
-    nan = lambda x: np.nan if x is None else x
-    return cost_points([dict(name=a["recipe"], cost=of(a), mean=a["mean"], low=nan(a["ci95"][0]), high=nan(a["ci95"][1])) for a in result.arms])
+        if missing := [c for c in columns[:3] if c not in d]:
+            raise FinetuneError(f"points need the columns name, cost and mean; {', '.join(missing)} missing")
+        return d.assign(**{c: np.nan for c in columns[3:] if c not in d})[columns].astype(
+            {c: float for c in columns[1:]})
+    rows = [dict(name=r.arm, cost=_cost_of(r.arm, r.seconds, cost, result, s), mean=r.mean, low=r.low, high=r.high)
+            for r in result.table().reset_index().itertuples()]
+    d = pd.DataFrame(rows, columns=columns).astype({c: float for c in columns[1:]}).dropna(subset=columns[1:3])
+    d.attrs["metric"] = result.metric_of().to_dict()
+    return d
 
+# %% ../../nbs/api/experiments/08_cost.ipynb #4aa215c5
+def _cost_of(arm, seconds, cost, result, s):
+    if isinstance(cost, dict):
+        if arm not in cost: raise FinetuneError(unknown_name("arm in the costs", arm, cost))
+        return cost[arm]
+    device = (result.about or {}).get("settings", {}).get("device", "cpu")
+    found = dict(seconds=seconds) | ({} if seconds is None or np.isnan(seconds)
+                                     else price_of(seconds, s, device="cpu" if device == "auto" else device))
+    if cost not in (known := ("seconds", "price", "kwh", "energy_price", "co2_kg")):
+        raise FinetuneError(unknown_name("cost", cost, known))
+    return found.get(cost)
+
+# %% ../../nbs/api/experiments/08_cost.ipynb #68012c3b
 def pareto(
     points, # anything that `cost_points` takes
     **kwargs, # of `cost_points`
 ): # -> DataFrame by cost: name, cost, mean, low, high, status ("front", "undecided", "dominated"), by (the best of those that dominate)
     "Which points are worth their cost."
-    d = cost_points(points, **kwargs).sort_values(["cost", "mean"], ascending=[True, False], ignore_index=True)
+    d = cost_points(points, **kwargs)
+    sign = _metric(d).sign
+    d = d.assign(gain=sign*d["mean"], sure=sign*(d.low if sign > 0 else d.high),
+                 most=sign*(d.high if sign > 0 else d.low))
+    d = d.sort_values(["cost", "gain"], ascending=[True, False], ignore_index=True)
     status, by = [], []
-    for i, p in d.iterrows():
-        better = d[(d.cost <= p.cost) & (d["mean"] >= p["mean"]) & ((d.cost < p.cost) | (d["mean"] > p["mean"]))]
+    for p in d.itertuples():
+        better = d[(d.cost <= p.cost) & (d.gain >= p.gain) & ((d.cost < p.cost) | (d.gain > p.gain))]
         # Without intervals the means decide.
-        sure = better if np.isnan(p.high) else better[better.low.fillna(better["mean"]) > p.high]
+        sure = better if np.isnan(p.most) else better[better.sure.fillna(better.gain) > p.most]
         status.append("front" if not len(better) else "dominated" if len(sure) else "undecided")
-        by.append("" if not len(better) else better.loc[better["mean"].idxmax(), "name"])
-    return d.assign(status=status, by=by)
+        by.append("" if not len(better) else better.loc[better.gain.idxmax(), "name"])
+    return d.drop(columns=["gain", "sure", "most"]).assign(status=status, by=by)
 
+def _metric(points):
+    "What the points of a result measure; bare points are shares, the higher the better."
+    return Metric.from_dict(points.attrs["metric"]) if "metric" in points.attrs else Metric("result")
+
+# %% ../../nbs/api/experiments/08_cost.ipynb #efb8cc4f
 def plot_pareto(
     points, # anything that `cost_points` takes
-    label="seconds a run", # of the cost axis, with its unit
+    label="seconds per run", # of the cost axis, with its unit
+    *,
     ax=None, # matplotlib axes to draw on
     **kwargs, # of `cost_points`
 ): # -> matplotlib axes
-    "Accuracy over cost (logarithmic) with 95 % intervals; the front as a line, what is surely dominated hollow."
+    "What is reached over what it costs (logarithmic) with 95 % intervals; the front as a line, what is surely dominated hollow."
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-    d = pareto(points, **kwargs)
-    if (d.cost <= 0).any(): raise FinetuneError(f"a logarithmic axis needs costs above 0; '{d.name[d.cost.argmin()]}' costs {d.cost.min():g}")
+    d, given = pareto(points, **kwargs), cost_points(points, **kwargs)
+    m = _metric(given)
+    if (d.cost <= 0).any():
+        raise FinetuneError(
+            f"a logarithmic axis needs costs above 0; '{d.name[d.cost.argmin()]}' costs {d.cost.min():g}")
     if ax is None: ax = plt.subplots(figsize=(7.5, 4), layout="constrained")[1]
-    order = list(cost_points(points, **kwargs).name)
-    for p in d.itertuples():
-        i = order.index(p.name)
-        c, m = COLOURS[i % len(COLOURS)], "os^Dv*Ph"[i % 8]
-        if not np.isnan(p.low): ax.plot([p.cost]*2, [100*p.low, 100*p.high], color=c, lw=2, alpha=.7)
-        ax.scatter(p.cost, 100*p.mean, s=55, marker=m, zorder=3, edgecolors=c, facecolors="white" if p.status == "dominated" else c, linewidths=1.6, label=p.name)
+    looks = styles(given.name)
+    rows = [in_units(m, p.mean, p.low, p.high) for p in d.itertuples()]
+    dots_and_intervals(ax, rows, at=list(d.cost), looks=[looks[n] for n in d.name], horizontal=False,
+                       filled=list(d.status != "dominated"))
+    for name, look in looks.items(): ax.plot([], [], ls="", label=name, **look)
     front = d[d.status == "front"]
-    x = [*front.cost, d.cost.max()*1.1]; y = [*(100*front["mean"]), 100*front["mean"].iloc[-1]]
+    x, y = [*front.cost, d.cost.max()*1.1], [*(m.scale*front["mean"]), m.scale*front["mean"].iloc[-1]]
     ax.step(x, y, where="post", color="#444444", lw=1, ls="--", zorder=1)
-    ax.set_xscale("log"); ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}")); ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel(f"{label} (logarithmic)"); ax.set_ylabel("accuracy, %"); ax.grid(alpha=.25); percent_limits(ax)
+    _cost_axis(ax, label); ax.set_ylabel(m.label()); ax.grid(alpha=.25)
+    percent_limits(ax, low=m.scale*m.low, high=m.scale*m.high)
     handles = ax.get_legend_handles_labels()[0] + [Line2D([], [], color="#444444", lw=1, ls="--", label="front")]
-    if (d.status == "dominated").any(): handles.append(Line2D([], [], ls="", marker="o", mfc="white", mec="#444444", label="dominated"))
+    if (d.status == "dominated").any():
+        handles.append(Line2D([], [], ls="", marker="o", mfc="white", mec="#444444", label="dominated"))
     ax.legend(handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, .5), frameon=False)
     return ax
+
+# %% ../../nbs/api/experiments/08_cost.ipynb #621eeb24
+def _cost_axis(ax, label):
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    ax.set_xscale("log"); ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}")); ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel(f"{label} (logarithmic)")

@@ -8,89 +8,137 @@ __all__ = ['run_study', 'run_studies']
 # %% ../../nbs/api/experiments/07_engine.ipynb #e2af52ec
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core.errors import FinetuneError, unknown_name
 from ..core.files import writable_folder
+from ..core.metric import Metric
 from ..core.settings import settings
+from .cost import price_of
 from .run_kinds import KINDS, prepare_plain
-from .result import StudyResult
+from .result import Result
 from .run_store import do_runs, versions
 from .search import SEARCH_SEED, Search
+from .study import Study
 
 # %% ../../nbs/api/experiments/07_engine.ipynb #f1e137e2
 def run_study(
-    study, # a Study
-    profile=None, seeds=None, change=(), settings_file=None, backend="processes", address=None, out=None, quiet=False, # as for `run_studies`
-): # -> StudyResult
-    "Do the runs of a study that are not done yet."
-    return run_studies([study], profile, seeds, change, settings_file, backend, address, out, quiet)[0]
-
-def run_studies(
-    studies, # list of Study
+    study:Study,
     profile=None, # smoke, fast or full; None for the settings'
-    seeds=None, # repetitions; None for the study's or the profile's
+    **kwargs, # seeds, change, settings_file, backend, address, out, quiet: as for `run_studies`
+) -> Result:
+    "Do the runs of a study that are not done yet."
+    return run_studies([study], profile, **kwargs)[0]
+
+# %% ../../nbs/api/experiments/07_engine.ipynb #972b99a9
+def run_studies(
+    studies:list, # of Study
+    profile=None, # smoke, fast or full; None for the settings'
+    *,
+    seeds=None, # repetitions, or a list of seeds; None for the study's or the profile's
     change=(), # to the data of every arm, besides its own
     settings_file=None, # settings.ini; None to walk up
     backend="processes", # of `run_all`
     address=None, # of a cluster's scheduler
     out=None, # folder that results will go to: made and checked before the first run
     quiet=False, # no progress board?
-): # -> list of StudyResult
+) -> list: # of Result
     "Do the runs of several studies, those they share once."
-    s = settings(settings_file, profile=profile)
+    listed = isinstance(seeds, (list, tuple))
+    s = settings(settings_file, profile=profile, seeds=None if listed else seeds)
     store = str(Path(s.cache)/"runs")
+    # everything that can be wrong is found here
+    work = [_Work(study.at(s.profile), s, store, list(seeds) if listed else None, change) for study in studies]
     for folder in (store, out):
         if folder: writable_folder(folder)
-    work = [_Work(study.at(s.profile), s, store, seeds, change) for study in studies]  # everything that can be wrong is found here
-    def do(jobs, what):
-        "jobs: list of (kind, config, place) -> records"
-        records = [None]*len(jobs)
-        for kind in dict.fromkeys(k for k, *_ in jobs):
-            mine = [i for i, (k, *_) in enumerate(jobs) if k == kind]
-            got = do_runs([jobs[i][1:] for i in mine], KINDS[kind].load("work"), s.workers, what, quiet, True, backend, address)
-            for i, r in zip(mine, got): records[i] = r
-        return records
     name = studies[0].name if len(studies) == 1 else f"{len(studies)} studies"
+    do = lambda jobs, what: _do(jobs, what, s, quiet, backend, address)
     while jobs := [(w, a, j) for w in work for a, j in w.ask()]:
-        for (w, a, _), r in zip(jobs, do([j for *_, j in jobs], f"{name}: choosing")): w.note(a, r)
+        for (w, a, _), r in zip(jobs, do([(w.study.kind, j) for w, _, j in jobs], f"{name}: choosing")): w.note(a, r)
         for w in work: w.tell()
     jobs = [(w, a, j) for w in work for a, j in w.reported()]
-    for (w, a, _), r in zip(jobs, do([j for *_, j in jobs], name)): w.keep(a, r)
+    for (w, a, _), r in zip(jobs, do([(w.study.kind, j) for w, _, j in jobs], name)): w.keep(a, r)
     return [w.result(s) for w in work]
 
+# %% ../../nbs/api/experiments/07_engine.ipynb #3f6756c4
+def _do(jobs, what, s, quiet, backend, address):
+    "Records of (kind, Job), in their order."
+    records = [None]*len(jobs)
+    for kind in dict.fromkeys(k for k, _ in jobs):
+        mine, of = [i for i, (k, _) in enumerate(jobs) if k == kind], KINDS[kind]
+        got = do_runs([jobs[i][1] for i in mine], of.load("work"), measure=of.load("measure"), workers=s.workers,
+                      what=what, quiet=quiet, keep_going=True, backend=backend, address=address)
+        for i, r in zip(mine, got): records[i] = r
+    return records
+
+# %% ../../nbs/api/experiments/07_engine.ipynb #63400518
 class _Work:
     "A study under way."
+    sign = 1  # -1 where lower values of what is chosen by are better
     def __init__(self, study, s, store, seeds, change):
         self.study, kind = study, KINDS[study.kind]
-        self.points, trials = study.points(), study.trials or s.budget.rates
-        self.seeds = list(range(int(seeds) if seeds else s.seeds or study.seeds or s.budget.seeds))
-        if change: self.points = {a: p | dict(change=[*p.get("change", ()), *([change] if isinstance(change, (str, dict)) else change)]) for a, p in self.points.items()}
-        prepare = kind.load("prepare") if kind.prepare else lambda *args: prepare_plain(kind, *args)
-        made = {}
-        for a, p in self.points.items():
-            try: made[a] = prepare(p, s, store)
+        self.arms, trials = study.points(), study.trials or s.budget.rates
+        self.seeds = seeds or list(range(s.seeds or study.seeds or s.budget.seeds))
+        more = [change] if isinstance(change, (str, dict)) else list(change)
+        self.fields = {a: arm.fields | (dict(change=[*arm.fields.get("change", ()), *more]) if more else {})
+                       for a, arm in self.arms.items()}
+        prepare = kind.load("prepare") or (lambda *args: prepare_plain(kind, *args))
+        self.made = {}
+        for a in self.arms:
+            try: self.made[a] = prepare(self.fields[a], s, store)
             except FinetuneError as e: e.args = (f"study '{study.name}', arm '{a}': {e}",); raise
-        # Where an arm needs more steps than the profile has (one for each phase), all arms get them.
-        open_ = [m[2] for a, m in made.items() if self.points[a].get("steps") is None and m[2] is not None]
-        self.steps = {a: max(open_) if self.points[a].get("steps") is None and m[2] is not None else m[2] for a, m in made.items()}
-        self.make = {a: m[0] for a, m in made.items()}
-        self.hunts = {a: Search(study, m[1], trials, a) for a, m in made.items()}
-        self.found, self.records = {}, {a: [] for a in self.points}
+        self.steps = self._equal_steps()
+        self.hunts = {a: Search(self.arms[a], m.recipe, trials=trials, name=study.name) for a, m in self.made.items()}
+        self.found, self.records, self.tried_seconds = {}, {a: [] for a in self.arms}, 0.
 
-    def job(self, a, seed, params, search): return (self.study.kind, *self.make[a](seed, search=search, steps=self.steps[a], **params))
-    def ask(self):
-        self.found = {a: [] for a in self.points}
-        return [(a, self.job(a, SEARCH_SEED, p, True)) for a, h in self.hunts.items() for p in h.ask()]
-    def note(self, a, record):
-        r = record["results"]
-        value = r.get(self.study.choose_by)
-        if value is None and r.get("status") != "failed": raise FinetuneError(f"study '{self.study.name}': choose_by: {unknown_name('metric', self.study.choose_by, [k for k, v in r.items() if isinstance(v, (int, float))])}")
-        self.found[a].append((value, -r.get("valid_loss", 0.), r.get("status", "done")))
-    def tell(self):
-        for a, h in self.hunts.items(): h.tell(self.found[a])
-    def reported(self): return [(a, self.job(a, seed, self.hunts[a].best(), False)) for a in self.points for seed in self.seeds]
-    def keep(self, a, record): self.records[a].append(record)
+    def _equal_steps(self):
+        "Where an arm needs more steps than the profile has (one for each phase), all arms get them."
+        open_ = {a for a, m in self.made.items() if m.steps is not None and self.fields[a].get("steps") is None}
+        least = max([self.made[a].least for a in open_], default=1)
+        most = max([self.made[a].steps for a in open_], default=1)
+        own = lambda a, m: max(most if self.study.same_steps else m.steps, least)
+        return {a: own(a, m) if a in open_ else m.steps and max(m.steps, m.least) for a, m in self.made.items()}
 
-    def result(self, s):
-        chosen = {a: dict(params=h.best(), tried=h.tried, flatness=h.flatness()) for a, h in self.hunts.items()}
-        seconds = sum(r["results"].get("seconds", 0.) for rs in self.records.values() for r in rs)
-        return StudyResult(self.study, self.seeds, self.points, self.records, chosen, dict(settings=s.record() | dict(seeds=len(self.seeds)), versions=versions(), seconds=seconds, steps=self.steps))
+# %% ../../nbs/api/experiments/07_engine.ipynb #d4e67435
+@patch
+def job(self:_Work, a, seed, params, search):
+    return self.made[a].make(seed, search=search, steps=self.steps[a], **params)
+
+@patch
+def ask(self:_Work):
+    self.found = {a: [] for a in self.arms}
+    return [(a, self.job(a, SEARCH_SEED, p, True)) for a, h in self.hunts.items() for p in h.ask()]
+
+@patch
+def note(self:_Work, a, record):
+    r = record["results"]
+    key, done = self.study.choose_by or r.get("choose_by"), r.get("status", "done")
+    value = r.get(key)
+    if value is None and done != "failed":
+        numbers = [k for k, v in r.items() if isinstance(v, (int, float))]
+        raise FinetuneError(f"study '{self.study.name}': choose_by: {unknown_name('metric', key, numbers)}")
+    if about := r.get("metrics", {}).get(key): self.sign = Metric.from_dict(about).sign
+    self.tried_seconds += r.get("seconds", 0.)
+    self.found[a].append((value, r.get("valid_loss", 0.), done, r.get("seconds", 0.)))
+
+# %% ../../nbs/api/experiments/07_engine.ipynb #e914c7da
+@patch
+def tell(self:_Work):
+    for a, h in self.hunts.items(): h.tell(self.found[a], self.sign)
+
+@patch
+def reported(self:_Work):
+    self.chosen = {a: h.chosen(self.sign) for a, h in self.hunts.items()}
+    return [(a, self.job(a, seed, self.chosen[a].params, False)) for a in self.arms for seed in self.seeds]
+
+@patch
+def keep(self:_Work, a, record): self.records[a].append(record)
+
+@patch
+def result(self:_Work, s) -> Result:
+    seconds = sum(r["results"].get("seconds", 0.) for rs in self.records.values() for r in rs) + self.tried_seconds
+    device = next((r["config"].get("device", "cpu") for rs in self.records.values() for r in rs), "cpu")
+    about = dict(settings=s.record() | dict(seeds=len(self.seeds)), versions=versions(), seconds=seconds,
+                 cost=price_of(seconds, s, device=device),
+                 steps=self.steps, facts={a: m.about for a, m in self.made.items()})
+    return Result(self.study, self.seeds, self.arms, self.records, self.chosen, about)

@@ -191,7 +191,7 @@ def learn_config(
     told = dict(raft=raft) if how.raft else dict(phrasings=how.phrasings, replay=how.replay)
     return dict(kind="learn", told=told, recipe=recipe.to_dict(), facts=scene.facts, seed=scene.seed, steps=steps, bs=bs, model=model_id(model), start=start, device=str(device), examined=examined, code=code_hash(_CODE))
 
-def learn_run(config, place, folder):
+def learn_run(config, where, folder):
     "Train and keep the weights in the run's folder; if it is examined, ask questions of the world as they are asked in training."
     from finetune_nb.models.architecture import compute_threads
     from finetune_nb.recipes.fit import fit_recipe
@@ -201,7 +201,7 @@ def learn_run(config, place, folder):
     scene, told, recipe = Scene(config["facts"], config["seed"]), config["told"], Recipe.from_dict(config["recipe"])
     how = Arm("", "", told.get("phrasings", 0), told.get("replay", 0.), raft="raft" in told)
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
-        reader = read_with(place, config["start"], config["device"])
+        reader = read_with(where, config["start"], config["device"])
         pairs = training_pairs(reader.tok, scene, how, config["steps"]*config["bs"], told.get("raft"), config["start"] is not None)
         began, out = time.perf_counter(), dict(status="done")
         learn = causal_learner(reader.model, reader.tok, pairs, config["bs"], config["seed"])
@@ -218,16 +218,16 @@ def learn_run(config, place, folder):
     return out
 
 def read_with(
-    place, # dict(store, model, offline)
+    where, # a Where: store, model, offline
     weights=None, # name of the run whose weights to read with; None for the model's own
     device="cpu",
 ): # -> Generator
     "The reader of an arm."
     from finetune_nb.retrieval.generate import load_lm
-    reader = load_lm(place["model"], offline=place.get("offline", "auto"))
+    reader = load_lm(where.model, offline=where.offline)
     if weights:
-        missing, unknown = reader.model.load_state_dict(load_tensors(Path(place["store"])/weights/"weights.safetensors")[0], strict=False)
-        if unknown: raise FinetuneError(f"the weights of run {weights} do not fit model '{place['model']}'; delete that folder and run it again")
+        missing, unknown = reader.model.load_state_dict(load_tensors(Path(where.store)/weights/"weights.safetensors")[0], strict=False)
+        if unknown: raise FinetuneError(f"the weights of run {weights} do not fit model '{where.model}'; delete that folder and run it again")
         reader.model.tie_weights()
     reader.model.to(device)
     return reader
@@ -260,13 +260,13 @@ def ask_config(
     return dict(kind="ask", timed=timed, reads=how.reads, facts=scene.facts, seed=scene.seed, conditions=dict(conditions), k=k, weights=weights, search=search, model=model_id(model), device=str(device),
                 code=code_hash(_CODE))
 
-def ask_run(config, place, folder=None):
+def ask_run(config, where, folder=None):
     "Answers to the questions of every condition, scored."
     from finetune_nb.models.architecture import compute_threads
     from finetune_nb.retrieval.retriever import Retriever, at_recall
     scene, out = Scene(config["facts"], config["seed"]), dict(conditions={})
     with compute_threads(1):
-        reader = read_with(place, config["weights"], config["device"])
+        reader = read_with(where, config["weights"], config["device"])
         retriever, size = None, sum(p.numel()*p.element_size() for p in reader.model.parameters())/1e6
         if config["reads"] == "search":
             began = time.perf_counter()

@@ -16,8 +16,8 @@ from ..core.files import content_hash, writable_folder
 from ..core.figures import COLOURS, percent_limits
 from ..core.settings import settings
 from .arms import ARMS, CONDITIONS, EXAMINED, SCALES, Scene, arm, ask_config, ask_run, known_mean, learn_config, learn_run
-from ..experiments.run_store import do_runs
-from ..experiments.stats import mean_ci, paired
+from ..experiments.run_store import Where, do_runs
+from ..experiments.stats import contrast, mean_ci
 
 # %% ../../nbs/api/rag_vs_ft/01_showdown.ipynb #3a31ee5c
 SEARCH_SEED = 1000  # the world on which rates are chosen; reported worlds count from 0
@@ -174,11 +174,11 @@ def showdown(
     if k < 1: raise FinetuneError(f"a search hands over 1 passage at least, not {k}")
     if recipe is not None: find_recipe(recipe)
     load_causal(model, s.offline)
-    place, device = dict(store=str(Path(s.cache)/"runs"), model=str(model), offline=s.offline), str(pick_device(s.device))
-    for folder in (place["store"], out):
+    where, device = Where(str(Path(s.cache)/"runs"), s.offline, model=str(model)), str(pick_device(s.device))
+    for folder in (where.store, out):
         if folder: writable_folder(folder)
     worlds = list(range(s.seeds or scale.seeds))
-    work = _Work(chosen, worlds, scale, place, device, model, k, search, recipe, s.workers, quiet)
+    work = _Work(chosen, worlds, scale, where, device, model, k, search, recipe, s.workers, quiet)
     return work.measure(reference, margin, sweeps, s)
 
 def gentlest(
@@ -191,8 +191,8 @@ def gentlest(
 
 class _Work:
     "The runs of a showdown, stage by stage; what is done is not done again."
-    def __init__(self, arms, worlds, scale, place, device, model, k, search, recipe, workers, quiet):
-        self.arms, self.worlds, self.scale, self.place, self.device, self.model, self.k, self.how = arms, worlds, scale, place, device, model, k, search
+    def __init__(self, arms, worlds, scale, where, device, model, k, search, recipe, workers, quiet):
+        self.arms, self.worlds, self.scale, self.where, self.device, self.model, self.k, self.how = arms, worlds, scale, where, device, model, k, search
         self.recipe, self.workers, self.quiet, self.rate, self.tried = recipe, workers, quiet, {}, []
 
     def how_to(self, a):
@@ -210,7 +210,7 @@ class _Work:
     def key(self, a): return content_hash([a.phrasings, a.replay, a.recipe, a.raft]) if a.phrasings or a.raft else None
 
     def run(self, configs, what, work):
-        return do_runs([(c, self.place) for c in configs], work, self.workers, what, self.quiet)
+        return do_runs([(c, self.where) for c in configs], work, workers=self.workers, what=what, quiet=self.quiet)
 
     def choose_rates(self):
         from finetune_nb.recipes.library import search_grid
@@ -259,23 +259,23 @@ class _Work:
         base = next((r for r in rows if r["arm"] == "base"), None)
         knew = base["conditions"]["old"]["per_seed"] if base else None
         for r in rows:
-            d = paired(knew, r["conditions"]["old"]["per_seed"], margin) if knew else dict(mean=None, ci95=[None, None])
+            d = contrast(knew, r["conditions"]["old"]["per_seed"], margin=margin) if knew else dict(mean=None, ci95=[None, None])
             r["forgetting"], r["forgetting_ci95"] = d["mean"] if knew else 0., d["ci95"]
         by = {r["arm"]: r for r in rows}
         for r in rows:
-            d = None if r["arm"] == reference else paired(r["per_seed"], by[reference]["per_seed"], margin)
+            d = None if r["arm"] == reference else contrast(r["per_seed"], by[reference]["per_seed"], margin=margin)
             r["verdict"], r["diff_vs_reference"] = ("reference", None) if d is None else (d.pop("verdict"), d)
             r |= _costs(r, by.get("rag"), s, s.gpu_hour if self.device != "cpu" else s.cpu_hour)
         contrasts = []
         for claim, a, b, c in CONTRASTS:
             if a in by and b in by and c in by[a]["conditions"] and c in by[b]["conditions"]:
-                d = paired(by[a]["conditions"][c]["per_seed"], by[b]["conditions"][c]["per_seed"], margin)
+                d = contrast(by[a]["conditions"][c]["per_seed"], by[b]["conditions"][c]["per_seed"], margin=margin)
                 contrasts.append(dict(claim=claim, arm=a, against=b, condition=c, difference=d["mean"], ci95=d["ci95"], verdict=d["verdict"]))
         for r in rows:
             recalls = sorted((float(c.split()[1]), c) for c in r["conditions"] if c.startswith("recall"))
             if len(recalls) > 1:
                 (_, worst), (_, best) = recalls[0], recalls[-1]
-                d = paired(r["conditions"][best]["per_seed"], r["conditions"][worst]["per_seed"], margin)
+                d = contrast(r["conditions"][best]["per_seed"], r["conditions"][worst]["per_seed"], margin=margin)
                 contrasts.append(dict(claim="retrieval is only as good as its search", arm=f"{r['arm']} at {best}", against=f"{r['arm']} at {worst}", condition="rephrased", difference=d["mean"], ci95=d["ci95"], verdict=d["verdict"]))
         sizes = []
         for a in sized:

@@ -225,7 +225,7 @@ def _seconds(updates, tokens):
 def _even(updates, tokens):
     "Questions a day from which on fine-tuning is the cheaper one; None if there are none."
     rag, ft = (_seconds(updates, tokens)[w] for w in ("rag", "ft"))
-    n = break_even(rag["once"] + rag["updating"], rag["question"], ft["once"] + ft["updating"], ft["question"])
+    n = break_even(rag["once"] + rag["updating"], rag["question"], other_once=ft["once"] + ft["updating"], other_each=ft["question"])
     return None if n is None else n/DAYS
 
 def _draw_costs(fig, questions, updates, tokens, s=None):

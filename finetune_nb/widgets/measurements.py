@@ -32,9 +32,10 @@ class Size:
     passages:tuple  # numbers that a reader is given
 
 SIZES = {  # the path of the weights is measured three times at most: it hardly varies
-    "smoke": Size(2, (1., 2.6), 3, {"digits": (1, 3)}, 1, 40, 4, (1, 2)),
-    "fast": Size(5, (1., 1.25, 1.5, 2., 2.6, 4.), 32, {"digits": (1, 2, 3, 5, 10, 20, 40, 90), "scripts": (1, 2, 3, 5, 10, 20)}, 3, 240, 50, (1, 2, 3, 5, 8, 10)),
-}
+         "smoke": Size(2, (1., 2.6), 3, {"digits": (1, 3)}, 1, 40, 4, (1, 2)),
+         "fast": Size(5, (1., 1.25, 1.5, 2., 2.6, 4.), 32,
+                      {"digits": (1, 2, 3, 5, 10, 20, 40, 90), "scripts": (1, 2, 3, 5, 10, 20)}, 3, 240, 50,
+                      (1, 2, 3, 5, 8, 10))}
 SIZES["full"] = replace(SIZES["fast"], seeds=10)
 
 # %% ../../nbs/api/widgets/02_measurements.ipynb #5abe0491
@@ -48,15 +49,20 @@ def cut_groups(
     from finetune_nb.layers.groups import layer_groups, parameters_table, regroup
     if count == 6: return layer_groups(model)
     table = parameters_table(layer_groups(model, "stage" if count == 3 else "layer"))
-    if count == 3: return regroup(model, table.assign(group=table.group.map(lambda g: "head" if g == "head" else "upper" if g in ("layer3", "layer4") else "lower")))
+    if count == 3:
+        return regroup(model, table.assign(group=table.group.map(
+            lambda g: "head" if g == "head" else "upper" if g in ("layer3", "layer4") else "lower")))
     names, seen = {}, {}
     for layer, size in zip(table.group, table["shape"]):
         stage = layer.split(".")[0].replace("conv1", "stem").replace("bn1", "stem")
         # A kernel opens a group; the norm layer behind it has vectors only and stays in it.
-        if layer not in names: seen[stage] = seen.get(stage, 0) + ("x" in size); names[layer] = layer if layer == "head" else f"{stage}.{seen[stage]}"
+        if layer not in names:
+            seen[stage] = seen.get(stage, 0) + ("x" in size)
+            names[layer] = layer if layer == "head" else f"{stage}.{seen[stage]}"
     return regroup(model, table.assign(group=table.group.map(names)))
 
-def rates_run(config, place, folder=None):
+# %% ../../nbs/api/widgets/02_measurements.ipynb #98d9b321
+def rates_run(config, where, folder=None):
     "One fit, watched: how far each group is from its start."
     from finetune_nb.models.architecture import compute_threads
     from finetune_nb.recipes.fit import fit_recipe
@@ -64,23 +70,31 @@ def rates_run(config, place, folder=None):
     from finetune_nb.data.registry import load_task
     from finetune_nb.training.learner import pretrained_learner
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
-        learn = pretrained_learner(load_task(config["task"], quiet=True), place["model"], labels=config["labels"], seed=config["seed"], device="cpu", offline=place["offline"])
+        learn = pretrained_learner(load_task(config["task"], quiet=True), where.model, labels=config["labels"],
+                                   seed=config["seed"], device="cpu", offline=where.offline)
         learn.groups = cut_groups(learn.model, config["groups"])
-        trace = fit_recipe(learn, recipe("discriminative", rates_value=config["factor"], lr=config["lr"]), steps=config["steps"], watch=True)
-    return dict(names=list(trace.plan.names), norms=[bool(g.norms) for g in learn.groups], distance=[float(f"{d:.4g}") for d in trace.watched["distance"][-1]])
+        trace = fit_recipe(learn, recipe("discriminative", rates_value=config["factor"], lr=config["lr"]),
+                           steps=config["steps"], watch=True)
+    return dict(names=list(trace.plan.names), norms=[bool(g.norms) for g in learn.groups],
+                distance=[float(f"{d:.4g}") for d in trace.watched["distance"][-1]])
 
+# %% ../../nbs/api/widgets/02_measurements.ipynb #9c63eaa4
 def measure_rates(
     size, # a `Size`
     s, # Settings
 ): # -> dict: cuts (names, norms, distance [factor][seed][group]), factors, seeds and what else was set
     "Distances of each group from its start, for factors and cuts."
-    from finetune_nb.experiments.run_store import code_hash, do_runs, model_id
+    from finetune_nb.experiments.run_store import Where, code_hash, do_runs, model_id
     model, about = "glyph_resnet", dict(task="scripts", labels=3, lr=3e-3, steps=size.steps)
-    seeds, place = list(range(min(size.seeds, 3))), dict(store=str(Path(s.cache)/"runs"), model=model, offline=s.offline)
+    seeds, where = list(range(min(size.seeds, 3))), Where(str(Path(s.cache)/"runs"), s.offline, model=model)
     code = code_hash(("core", "data", "worlds", "models", "layers", "training", "recipes", "widgets/measurements.py"))
-    jobs = [(dict(kind="rates", groups=c, factor=f, seed=seed, model=model_id(model), device="cpu", code=code) | about, place) for c in CUTS for f in size.factors for seed in seeds]
-    got = {(c["groups"], c["factor"], c["seed"]): r["results"] for (c, _), r in zip(jobs, do_runs(jobs, rates_run, s.workers, "rates"))}
-    cuts = {str(c): dict(names=got[c, 1., 0]["names"], norms=got[c, 1., 0]["norms"], distance=[[got[c, f, seed]["distance"] for seed in seeds] for f in size.factors]) for c in CUTS}
+    jobs = [(dict(kind="rates", groups=c, factor=f, seed=seed, model=model_id(model), device="cpu", code=code) | about,
+             where) for c in CUTS for f in size.factors for seed in seeds]
+    got = {(c["groups"], c["factor"], c["seed"]): r["results"]
+           for (c, _), r in zip(jobs, do_runs(jobs, rates_run, workers=s.workers, what="rates"))}
+    cuts = {str(c): dict(names=got[c, 1., 0]["names"], norms=got[c, 1., 0]["norms"],
+                         distance=[[got[c, f, seed]["distance"] for seed in seeds] for f in size.factors])
+            for c in CUTS}
     return about | dict(model=model, factors=list(size.factors), seeds=seeds, cuts=cuts)
 
 # %% ../../nbs/api/widgets/02_measurements.ipynb #d00f3dbf
@@ -93,12 +107,15 @@ def measure_labels(
     "Accuracy of each arm for each number of labels."
     from finetune_nb.experiments.engine import run_study
     from finetune_nb.experiments.study import Study
-    about, tasks = dict(model="zoo_resnet_long", steps=96 if size.tries > 1 else 6, trials=size.tries, seeds=list(range(size.seeds))), {}
+    about, tasks = dict(model="zoo_resnet_long", steps=96 if size.tries > 1 else 6, trials=size.tries,
+                        seeds=list(range(size.seeds))), {}
     for task, budgets in size.budgets.items():
-        study = Study(f"labels_{task}", shared=dict(task=task, model=about["model"], steps=about["steps"]), grid=dict(recipe=list(ARMS), labels=list(budgets)), trials=size.tries)
-        result = run_study(study, s.profile, size.seeds, settings_file=s.file)
-        tasks[task] = dict(budgets=list(budgets), accuracy={a: [[round(v, 5) for v in result.values(f"{a}, labels {n}")] for n in budgets] for a in ARMS},
-                           lr={a: [result.chosen[f"{a}, labels {n}"]["params"]["lr"] for n in budgets] for a in ARMS})
+        study = Study(f"labels_{task}", shared=dict(task=task, model=about["model"], steps=about["steps"]),
+                      grid=dict(recipe=list(ARMS), labels=list(budgets)), trials=size.tries)
+        result = run_study(study, s.profile, seeds=size.seeds, settings_file=s.file)
+        tasks[task] = dict(budgets=list(budgets), accuracy={
+            a: [[round(v, 5) for v in result.values(f"{a}, labels {n}")] for n in budgets] for a in ARMS},
+                           lr={a: [result.chosen[f"{a}, labels {n}"].params["lr"] for n in budgets] for a in ARMS})
     return about | dict(tasks=tasks)
 
 # %% ../../nbs/api/widgets/02_measurements.ipynb #a7c68d5b
@@ -110,17 +127,22 @@ def measure_reading(
 ): # -> dict: passages, exact, unknown and found [share or "search"][passages][seed], tokens [passages], and what else was set
     "Right answers and declined ones, by the number of passages and by whether the right one is among them."
     from finetune_nb.rag_vs_ft.arms import ARMS as WAYS, Scene, ask_config, ask_run
-    from finetune_nb.experiments.run_store import do_runs
-    about = dict(model="world_lm", search="bm25", facts=size.facts, questions=size.questions, passages=list(size.passages), seeds=list(range(size.seeds)))
+    from finetune_nb.experiments.run_store import Where, do_runs
+    about = dict(model="world_lm", search="bm25", facts=size.facts, questions=size.questions,
+                 passages=list(size.passages), seeds=list(range(size.seeds)))
     conditions = {f"recall {r}": size.questions for r in SHARES} | dict(rephrased=size.questions)
-    place = dict(store=str(Path(s.cache)/"runs"), model=about["model"], offline=s.offline)
+    where = Where(str(Path(s.cache)/"runs"), s.offline, model=about["model"])
     todo = [(k, seed) for k in size.passages for seed in about["seeds"]]
-    jobs = [(ask_config(WAYS["rag"], Scene(size.facts, seed), conditions, k, timed=False), place) for k, seed in todo]
-    got = dict(zip(todo, (r["results"]["conditions"] for r in do_runs(jobs, ask_run, s.workers, "reading"))))
+    jobs = [(ask_config(WAYS["rag"], Scene(size.facts, seed), conditions, k, timed=False), where) for k, seed in todo]
+    got = dict(zip(todo,
+                   (r["results"]["conditions"] for r in do_runs(jobs, ask_run, workers=s.workers, what="reading"))))
     names = {"search" if c == "rephrased" else c.split()[1]: c for c in conditions}
-    out = {what: {n: [[round(got[k, seed][c][what], 5) for seed in about["seeds"]] for k in size.passages] for n, c in names.items()} for what in ("exact", "unknown", "found")}
+    out = {what: {n: [[round(got[k, seed][c][what], 5) for seed in about["seeds"]] for k in size.passages]
+                  for n, c in names.items()} for what in ("exact", "unknown", "found")}
     cut = sum(got[key][c]["cut"] for key in todo for c in conditions)
-    return about | out | dict(asked=[got[size.passages[0], seed]["rephrased"]["n"] for seed in about["seeds"]], tokens=[float(np.mean([got[k, seed]["recall 1.0"]["tokens_read"] for seed in about["seeds"]])) for k in size.passages], prompts_cut=cut)
+    return about | out | dict(asked=[got[size.passages[0], seed]["rephrased"]["n"] for seed in about["seeds"]], tokens=[
+        float(np.mean([got[k, seed]["recall 1.0"]["tokens_read"] for seed in about["seeds"]])) for k in size.passages],
+                              prompts_cut=cut)
 
 # %% ../../nbs/api/widgets/02_measurements.ipynb #500012db
 def measure_costs(
@@ -133,9 +155,12 @@ def measure_costs(
     from finetune_nb.retrieval.generate import load_lm
     from finetune_nb.rag_vs_ft.arms import Scene
     from finetune_nb.rag_vs_ft.showdown import showdown
-    result = showdown(["rag", "ft_many", "ft_replay"], seeds=size.seeds, sweeps=False, profile=s.profile, settings_file=s.file)
-    keep = ("exact_match", "per_seed", "train_seconds", "update_seconds", "index_seconds", "latency_ms", "tokens_read", "tokens_written", "updated", "forgetting")
-    about = dict(model="world_lm", facts=result.about["facts"], steps=result.about["steps"], seeds=result.seeds, k=result.about["k"], arms={a["arm"]: {k: a[k] for k in keep} for a in result.arms})
+    result = showdown(["rag", "ft_many", "ft_replay"], seeds=size.seeds, sweeps=False, profile=s.profile,
+                      settings_file=s.file)
+    keep = ("exact_match", "per_seed", "train_seconds", "update_seconds", "index_seconds", "latency_ms", "tokens_read",
+            "tokens_written", "updated", "forgetting")
+    about = dict(model="world_lm", facts=result.about["facts"], steps=result.about["steps"], seeds=result.seeds,
+                 k=result.about["k"], arms={a["arm"]: {k: a[k] for k in keep} for a in result.arms})
     scene, reader, points = Scene(size.facts, 0), load_lm("world_lm", offline=s.offline), []
     asked, corpus = scene.questions("rephrased", size.questions)[:24], scene.corpus()
     def seconds(question, passages):
@@ -145,7 +170,8 @@ def measure_costs(
     with compute_threads(1):
         for k in (0, *size.passages):
             took = [min(seconds(q.text, (gold + corpus)[:k]) for _ in range(3)) for q, gold in asked]
-            points.append(dict(passages=k, tokens=float(np.mean([t for _, t in took])), seconds=float(np.median([x for x, _ in took]))))
+            points.append(dict(passages=k, tokens=float(np.mean([t for _, t in took])),
+                               seconds=float(np.median([x for x, _ in took]))))
     return about | dict(answers=points)
 
 # %% ../../nbs/api/widgets/02_measurements.ipynb #43cb6a03
@@ -169,24 +195,31 @@ def measure(
     for p in chosen:
         began = time.perf_counter()
         found = PARTS[p](SIZES[s.profile], s)
-        made = dict(command=f"python -m finetune_nb.widgets.measurements {p} --profile {s.profile}", profile=s.profile, versions=versions(), cores=os.cpu_count(), seconds=round(time.perf_counter() - began))
+        made = dict(command=f"python -m finetune_nb.widgets.measurements {p} --profile {s.profile}", profile=s.profile,
+                    versions=versions(), cores=os.cpu_count(), seconds=round(time.perf_counter() - began))
         table[p] = found | dict(made=made)
         write_json(out, table)
     return table
 
+# %% ../../nbs/api/widgets/02_measurements.ipynb #0ca08493
 def measured(
     part, # of `PARTS`
     file=FILE, # that `measure` has written
 ): # -> dict
     "A part of the table."
     table = read_json(file)
-    if part not in table: raise FinetuneError(f"{file} has no part '{part}'; make it with `python -m finetune_nb.widgets.measurements {part}`")
+    if part not in table:
+        raise FinetuneError(
+            f"{file} has no part '{part}'; make it with `python -m finetune_nb.widgets.measurements {part}`")
     return table[part]
 
+# %% ../../nbs/api/widgets/02_measurements.ipynb #c7d9784c
 def main(
     args=None, # words of the command line
 ): # -> exit status
-    p = argparse.ArgumentParser(prog="python -m finetune_nb.widgets.measurements", description="Measure what the figures with dials show. Finished runs are kept; interrupt it at will.")
+    p = argparse.ArgumentParser(
+        prog="python -m finetune_nb.widgets.measurements",
+        description="Measure what the figures with dials show. Finished runs are kept; interrupt it at will.")
     p.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; default: all")
     p.add_argument("--profile", default="fast", help="smoke, fast (what is shipped) or full")
     p.add_argument("--out", default=str(FILE), metavar="FILE", help="json file")
@@ -195,7 +228,9 @@ def main(
     try: table = measure(a.parts, a.profile, a.out, a.settings)
     except KeyboardInterrupt: print("interrupted; finished runs are kept", file=sys.stderr); return 130
     except FinetuneError as e: print(f"error: {e}", file=sys.stderr); return e.exit_code
-    for name, part in table.items(): print(f"{name:8} {part['made']['seconds']:5} s, {part['made']['profile']}, {len(part['seeds'])} seeds: {part['made']['command']}")
+    for name, part in table.items():
+        print(f"{name:8} {part['made']['seconds']:5} s, {part['made']['profile']}, {len(part['seeds'])} seeds: "
+              f"{part['made']['command']}")
     return 0
 
 # %% ../../nbs/api/widgets/02_measurements.ipynb #66a1f4ca
