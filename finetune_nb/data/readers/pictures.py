@@ -29,7 +29,7 @@ def _decoded(n, get, size, quiet, block=256):
         with ThreadPoolExecutor() as pool:
             numbers = iter(range(n))
             while now := list(islice(numbers, block)): yield from pool.map(read, now)
-    yield from progress(parts(), n, "reading photos", quiet or n < 2000)
+    yield from progress(parts(), n, what="reading photos", quiet=quiet or n < 2000)
 
 def _in_memory(n, get, size, quiet):
     array, keys = torch.zeros((n, 3, size, size), dtype=torch.uint8), []
