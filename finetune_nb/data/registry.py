@@ -10,14 +10,16 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..core.errors import TaskError, unknown_name
+from .builtin.angles import angles
 from .builtin.digits import digits
 from .builtin.docs import docs
+from .builtin.pages import pages
 from .readers.folder import image_folder
 from .builtin.scripts import scripts
 from .readers.csv import text_csv
 
 # %% ../../nbs/api/data/03_registry.ipynb #ff3df1b8
-TASKS = {"digits": digits, "scripts": scripts, "docs": docs}
+TASKS = {"digits": digits, "scripts": scripts, "docs": docs, "pages": pages, "angles": angles}
 
 def load_task(
     name, # one of `TASKS`, a path to a folder of images, or a csv file of texts
