@@ -1202,6 +1202,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'finetune_nb/experiments/report.py'),
                                                 'finetune_nb.experiments.report._search': ( 'api/experiments/report.html#_search',
                                                                                             'finetune_nb/experiments/report.py'),
+                                                'finetune_nb.experiments.report._without_network': ( 'api/experiments/report.html#_without_network',
+                                                                                                     'finetune_nb/experiments/report.py'),
                                                 'finetune_nb.experiments.report.conclusions': ( 'api/experiments/report.html#conclusions',
                                                                                                 'finetune_nb/experiments/report.py'),
                                                 'finetune_nb.experiments.report.save_report': ( 'api/experiments/report.html#save_report',

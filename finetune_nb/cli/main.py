@@ -176,7 +176,7 @@ def _list(a):
     if a.what != "models" and (a.pattern or a.source or a.measure): raise SettingsError(f"--pattern, --source and --measure are for models, not for {a.what}")
     if a.what == "tasks":
         from finetune_nb.data.registry import TASKS, load_task
-        rows = [dict(task=n, classes=len(t.target.vocab), **{s: len(t.targets[s]) for s in ("train", "valid", "test")}, max_labels=t.max_budget, source=t.source, licence=t.licence)
+        rows = [dict(task=n, target=t.target.name, outputs=t.target.n_outputs, **{s: len(t.targets[s]) for s in ("train", "valid", "test")}, max_labels=t.max_budget, source=t.source, licence=t.licence)
                 for n, t in ((n, load_task(n)) for n in TASKS)]
     elif a.what == "recipes":
         from finetune_nb.recipes.library import recipes_table
