@@ -21,7 +21,7 @@ def _rows(what, a):
     "What there is of `what`, a dict each."
     if what == "tasks":
         from finetune_nb.data.registry import TASKS, load_task
-        return [dict(task=n, classes=len(t.target.vocab), **{s: len(t.targets[s]) for s in ("train", "valid", "test")},
+        return [dict(task=n, target=t.target.name, outputs=t.target.n_outputs, **{s: len(t.targets[s]) for s in ("train", "valid", "test")},
                      max_labels=t.max_budget,
                      source=t.source, licence=t.licence) for n, t in ((n, load_task(n)) for n in TASKS)]
     if what == "models":
