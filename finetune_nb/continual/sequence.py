@@ -117,7 +117,8 @@ def judged_by_accuracy(
 def _change(name, **kwargs): return replace(ACCURACY, name=name, low=-1., **kwargs)
 
 _MEASURES = dict(
-    old_accuracy=replace(ACCURACY, name="accuracy on old parts"), new_accuracy=replace(ACCURACY, name="accuracy on the new part"),
+    old_accuracy=replace(ACCURACY, name="accuracy on old parts"),
+    new_accuracy=replace(ACCURACY, name="accuracy on the new part"),
     learning_accuracy=replace(ACCURACY, name="learning accuracy"), bwt=_change("backward transfer"),
     fwt=_change("forward transfer"), forgetting=_change("forgetting", better="lower"),
 )
