@@ -48,9 +48,9 @@ def sources():
 
 def student_cells(path):
     "The cells of a lab as a student gets them: no solutions, no hidden tests."
-    from finetune_nb.grading.versions import student_copy
+    from finetune_nb.grading.versions import student_version
     from finetune_nb.grading.lab import read_notebook
-    cells = student_copy(read_notebook(path))["cells"]
+    cells = student_version(read_notebook(path))["cells"]
     left = [s for c in cells for s in ("BEGIN SOLUTION", "BEGIN HIDDEN TESTS") if s in source_of(c)]
     if left:
         raise DocsError(

@@ -35,14 +35,14 @@ def copy_for_smoke(path, folder):
 def write_lab(path):
     "A lab as students get it."
     import nbformat
-    from finetune_nb.grading.versions import student_copy
+    from finetune_nb.grading.versions import student_version
     from finetune_nb.grading.lab import example_lab, read_notebook
     source = example_lab(path.parent)
-    nbformat.write(student_copy(read_notebook(source)), path)
+    nbformat.write(student_version(read_notebook(source)), path)
     source.unlink()
 
 
-DIALS = (("md", "# Dials"), ("code", "from finetune_nb.widgets.figures import layer_rates\nlayer_rates()"))
+SLIDERS = (("md", "# Sliders"), ("code", "from finetune_nb.widgets.figures import layer_rates\nlayer_rates()"))
 MENU = (("md", "# A menu"), ("code", "from finetune_nb.widgets.figures import unfreezing\nunfreezing()"))
 
 
@@ -51,7 +51,7 @@ def test_without_a_page_a_figure_is_one_picture(tmp_path):
     "nbconvert and the tests run a kernel that no page belongs to."
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
-    nb = write_notebook(tmp_path/"dials.ipynb", *DIALS)
+    nb = write_notebook(tmp_path/"sliders.ipynb", *SLIDERS)
     before = dict(os.environ)
     os.environ.pop("JPY_SESSION_NAME", None)
     try:
@@ -76,7 +76,7 @@ class Lab:
         self.root, self.token, self.log = tmp/"work", secrets.token_hex(16), tmp/"server.log"
         self.root.mkdir()
         copy_for_smoke(ROOT/"nbs"/"tutorials"/"01_first_finetune.ipynb", self.root)
-        write_notebook(self.root/"dials.ipynb", *DIALS)
+        write_notebook(self.root/"sliders.ipynb", *SLIDERS)
         write_notebook(self.root/"menu.ipynb", *MENU)
         write_lab(self.root/"lab.ipynb")
         with socket.socket() as s:
@@ -236,8 +236,8 @@ def test_tutorial_1_runs_to_its_last_output(page, lab, shots):
 
 
 @pytest.mark.browser
-def test_a_dial_moves_the_figure(page, lab, shots):
-    open_notebook(page, lab, "dials.ipynb")
+def test_a_slider_moves_the_figure(page, lab, shots):
+    open_notebook(page, lab, "sliders.ipynb")
     run_all(page)
     page.locator(SHOWN).wait_for()
     page.wait_for_function(f"() => document.querySelector('{SHOWN}').naturalWidth > 0")
@@ -246,7 +246,7 @@ def test_a_dial_moves_the_figure(page, lab, shots):
     assert start[:8] == b"\x89PNG\r\n\x1a\n"
     output = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea-output")
     assert output.count() == 1 and output.locator("img").count() == 1, "one figure, not the widget and its picture"
-    page.screenshot(path=shots/"3_dials.png")
+    page.screenshot(path=shots/"3_sliders.png")
     handle = page.locator(".widget-slider .noUi-handle").first
     handle.focus()
     handle.press("ArrowRight")
@@ -257,13 +257,13 @@ def test_a_dial_moves_the_figure(page, lab, shots):
     groups.focus()
     groups.press("ArrowRight")
     wait_for_another(page, moved)
-    page.screenshot(path=shots/"4_dials_moved.png")
+    page.screenshot(path=shots/"4_sliders_moved.png")
     assert page.locator(SHOWN).bounding_box() == place, "nothing jumps"
     # Back to where it was: the same figure, to the last byte.
-    for dial in (groups, handle):
+    for slider in (groups, handle):
         before = picture(page)
-        dial.focus()
-        dial.press("ArrowLeft")
+        slider.focus()
+        slider.press("ArrowLeft")
         wait_for_another(page, before)
     assert picture(page) == start
 
@@ -290,19 +290,19 @@ def test_a_menu_changes_the_figure_and_an_impossible_plan_is_said(page, lab, sho
 @pytest.mark.browser
 def test_a_saved_page_needs_no_widgets(page, lab, shots):
     "What JupyterLab saves holds the picture beside the widget; a page made of it shows the picture."
-    open_notebook(page, lab, "dials.ipynb")
+    open_notebook(page, lab, "sliders.ipynb")
     run_all(page)
     page.keyboard.press("Control+s")
     page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
     import nbformat
     from nbconvert import HTMLExporter
-    nb = nbformat.read(lab.root/"dials.ipynb", 4)
+    nb = nbformat.read(lab.root/"sliders.ipynb", 4)
     out, = nb.cells[1].outputs
     assert ({"image/png", "application/vnd.jupyter.widget-view+json", "text/plain"} == set(out.data)
             and "widgets" not in nb.metadata)
     made, _ = HTMLExporter(template_name="classic").from_notebook_node(nb)
-    (lab.root/"dials.html").write_text(made)
-    page.goto(f"file://{lab.root/'dials.html'}")
+    (lab.root/"sliders.html").write_text(made)
+    page.goto(f"file://{lab.root/'sliders.html'}")
     shown = page.locator("img")
     assert (shown.count() == 1 and shown.evaluate("i => i.naturalWidth") == 2*shown.evaluate("i => i.width")
             and shown.get_attribute("alt") == out.data["text/plain"])
@@ -316,7 +316,7 @@ def test_nbgrader_is_part_of_this_lab(): assert script("browser").has_nbgrader()
 
 @pytest.mark.browser
 def test_the_menu_of_nbgrader_loads(page, lab, shots):
-    open_notebook(page, lab, "dials.ipynb")
+    open_notebook(page, lab, "sliders.ipynb")
     items = menu(page, "Nbgrader")
     page.screenshot(path=shots/"6_nbgrader_menu.png")
     assert {"Assignment List", "Course List", "Formgrader"} <= set(items), items

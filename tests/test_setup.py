@@ -105,3 +105,31 @@ def test_every_floor_imports_only_what_is_below():
             assert (level[other] < level[parts[0]]
                     or other == parts[0]), f"{file.relative_to(ROOT)} imports {whole}, which is not on a floor below"
     assert seen > 200, "the imports were not found"
+
+
+def imported(file):
+    "Names of modules that a file of the kit imports, its relative ones spelled out."
+    import ast
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield ".".join([*parts[:len(parts) - node.level], node.module or ""]) if node.level else node.module
+
+
+def test_sandbox_and_grading_stand_on_core():
+    "A submission is isolated and graded without the rest of the kit; the class bundle alone packs texts of the data."
+    for package, may in dict(sandbox={"core", "sandbox"}, grading={"core", "sandbox", "grading"}).items():
+        for file in (ROOT/"finetune_nb"/package).glob("*.py"):
+            kit = {m.split(".")[1] for m in imported(file) if m.startswith("finetune_nb.")}
+            assert kit <= may | ({"data"} if file.stem == "class_bundle" else set()), f"{file.name} imports {kit - may}"
+
+
+def test_the_launcher_needs_python_alone():
+    "It runs before anything of the kit can be imported; what starts it runs without installed packages."
+    folder = ROOT/"finetune_nb"/"sandbox"
+    assert set(imported(folder/"launcher.py")) <= sys.stdlib_module_names
+    others = {m.split(".")[0] for name in ("isolation", "protocol", "student_worker", "check_worker")
+              for m in imported(folder/f"{name}.py")}
+    # all but the first inside functions
+    assert others - sys.stdlib_module_names <= {"finetune_nb", "numpy", "pandas", "torch", "IPython"}

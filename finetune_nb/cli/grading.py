@@ -49,7 +49,8 @@ def _new(a):
     "Make a small notebook project about your own data."
     from pathlib import Path
     from finetune_nb.projects.new import new_project
-    got = new_project(a.folder, a.kind, a.data, a.questions, a.text, a.label, a.model, a.weights, a.profile, a.settings)
+    got = new_project(a.folder, a.kind, data=a.data, questions=a.questions, text=a.text, label=a.label, model=a.model,
+                      weights=a.weights, profile=a.profile, settings_file=a.settings)
     out = dict(project=str(got["folder"]), kind=a.kind, notebook=str(got["notebook"]), found=got["found"])
     if not a.json:
         print(f"{got['folder']}: project.ipynb, README.md, settings.ini, run.py", *(f"  {l}" for l in got["found"]),
@@ -75,10 +76,10 @@ def _new(a):
          arg("--warm", action="store_true",
              help="also texts and scores from this machine's cache, so that first runs are quicker"))
 def _bundle_class(a):
-    "Pack what a room without internet needs: settings, labs, tutorials, the kit, a list of wheels."
+    "Pack what a classroom without internet needs: settings, labs, tutorials, the kit, a list of wheels."
     from finetune_nb.grading.class_bundle import bundle_class
-    got = bundle_class(a.out, a.settings, a.labs, False if a.no_tutorials else a.tutorials, a.warm,
-                       False if a.no_labs else a.source)
+    got = bundle_class(a.out, a.settings, labs=a.labs, tutorials=False if a.no_tutorials else a.tutorials,
+                       warm=a.warm, source=False if a.no_labs else a.source)
     if a.json: return got | dict(path=str(got["path"]))
     print(f"{got['path']}: {got['files']} files, {got['bytes']/1e6:.1f} MB; labs: {', '.join(got['labs']) or 'none'}",
           *(f"  {n}" for n in got["notes"]), "next: on a machine like the students', python -m pip download --no-deps "
@@ -96,10 +97,10 @@ _LAB = (arg("--class", dest="class_dir", required=True, metavar="DIR", help="fol
          arg("--source", metavar="DIR", help="folder of source notebooks; default: nbs/labs of this checkout"),
          arg("--force", action="store_true", help="release again what has changed since"), common=_LAB)
 def _lab_release(a):
-    "Make the students' copies of labs, without solutions and hidden tests, with the settings of the class."
+    "Make the student versions of labs, without solutions and hidden tests, with the settings of the class."
     import pandas as pd
     from finetune_nb.grading.release import release
-    rows = release(a.class_dir, a.labs, a.settings, a.source, a.force)
+    rows = release(a.class_dir, a.labs, settings_file=a.settings, folder=a.source, force=a.force)
     if a.json: return dict(labs=rows)
     print(pd.DataFrame(rows).drop(columns="id").to_string(index=False), "",
           "Hand out the folders above; each holds a notebook and the settings.ini of the class.", sep="\n")
@@ -112,8 +113,8 @@ def _lab_collect(a):
     "Gather students' notebooks from a folder or zip archive."
     import pandas as pd
     from finetune_nb.grading.collect import collect
-    rows = collect(a.class_dir, a.source, a.lab)
-    if a.json: return dict(hand_ins=rows)
+    rows = collect(a.class_dir, a.source, lab=a.lab)
+    if a.json: return dict(submissions=rows)
     if rows: print(pd.DataFrame(rows).to_string(index=False))
     counts = {s: sum(r["status"] == s for r in rows) for s in dict.fromkeys(r["status"] for r in rows)}
     print(", ".join(f"{n} {s}" for s, n in counts.items()) or f"no notebooks in {a.source}")
@@ -131,10 +132,10 @@ def _lab_grade(a):
     "Run every submission isolated, give points, write feedback pages. What is graded and unchanged is not run again."
     import pandas as pd
     from finetune_nb.grading.grade import grade
-    rows = grade(a.class_dir, a.lab, [n.strip() for n in a.students.split(",")] if a.students else None, a.workers,
-                 a.no_isolation, a.force)
+    students = [n.strip() for n in a.students.split(",")] if a.students else None
+    rows = grade(a.class_dir, a.lab, students=students, workers=a.workers, unsafe=a.no_isolation, force=a.force)
     if a.json: return dict(graded=rows)
-    if not rows: print("nothing has been handed in yet: finetune-nb lab collect"); return
+    if not rows: print("nothing has been submitted yet: finetune-nb lab collect"); return
     print(pd.DataFrame(rows).drop(columns="notes").to_string(index=False))
     if said := [f"{r['student']}, {r['lab']}: {n}" for r in rows for n in r["notes"]]:
         print("", "Remarks", *said, sep="\n")
@@ -146,7 +147,7 @@ def _lab_report(a):
     "Write the gradebook as csv, statistics of every question, and report.html."
     from finetune_nb.grading.gradebook import class_tables, report
     tables = class_tables(a.class_dir)
-    paths, labs, stats = report(a.class_dir, a.out, tables), tables["gradebook"], tables["questions"]
+    paths, labs, stats = report(a.class_dir, a.out, tables=tables), tables["gradebook"], tables["questions"]
     if a.json:
         return dict(labs=json.loads(labs.to_json(orient="records")),
                     questions=json.loads(stats.to_json(orient="records")), files={n: str(p) for n, p in paths.items()})
