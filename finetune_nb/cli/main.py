@@ -26,7 +26,7 @@ def _rows(what, a):
                      source=t.source, licence=t.licence) for n, t in ((n, load_task(n)) for n in TASKS)]
     if what == "models":
         from finetune_nb.models.catalogue import list_models
-        return json.loads(list_models(a.pattern, a.source, a.measure).to_json(orient="records"))
+        return json.loads(list_models(a.pattern, a.source, measure=a.measure).to_json(orient="records"))
     module, function = {"recipes": ("recipes.library", "recipes_table"), "claims": ("claims.run", "claims_table"),
                         "labs": ("grading.lab", "labs_table")}[what]
     return getattr(import_module(f"finetune_nb.{module}"), function)().reset_index().to_dict("records")
