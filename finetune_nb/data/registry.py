@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.errors import TaskError, unknown_name
 
 # %% ../../nbs/api/data/03_registry.ipynb #ff3df1b8
-TASKS = {name: f"finetune_nb.data.builtin.{name}" for name in ("digits", "scripts", "docs")}  # module with a function of that name
+TASKS = {name: f"finetune_nb.data.builtin.{name}" for name in ("digits", "scripts", "docs", "pages", "angles")}  # module with a function of that name
 
 def task_path(
     name, # one of `TASKS`, or a path to a folder of images, a csv or parquet file, a saved data set or a stored task

@@ -54,8 +54,9 @@ class Comparison(GetAttr):
     def __init__(
         self,
         result:Result,
+        baseline=None, # dict of `baseline_scores`: what is reached without a network
     ):
-        self.result = result
+        self.result, self.baseline = result, baseline
         facts = next(iter(result.about["facts"].values()))
         self.task, self.labels = facts["task"], facts["labels"]
 
@@ -111,7 +112,7 @@ def about(self:Comparison) -> dict:
     facts = next(iter(self.result.about["facts"].values()))
     rest = {k: v for k, v in self.result.about.items() if k != "facts"}
     return {k: v for k, v in facts.items() if k not in ("task", "labels")} | rest | dict(steps=max(
-        self.result.about["steps"].values()))
+        self.result.about["steps"].values()), baseline=self.baseline)
 
 @patch
 def table(self:Comparison): # -> DataFrame: one row per recipe
@@ -201,14 +202,17 @@ def compare(
 ) -> Comparison:
     "Measure `recipes` against each other on `task`: same labels, same steps, same search for a learning rate."
     from finetune_nb.core.settings import settings
+    from finetune_nb.data.baseline import baseline_scores
     from finetune_nb.data.registry import load_task, task_name
     settings(settings_file, profile=profile, seeds=seeds)
     task = task_name(task, size=size, skip_bad=skip_bad)
     given = dict(reference=reference, margin=margin, rates=rates, model=model and str(model),
                  weights=weights and str(weights), size=size, bs=bs, skip_bad=skip_bad or None)
     compare_study(task, recipes, labels=labels, **given)  # recipes are checked before the data are read
-    study = compare_study(task, recipes, labels=labels, unit=load_task(task, size, skip_bad).target.unit, **given)
-    return Comparison(run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet))
+    loaded = load_task(task, size, skip_bad)
+    study = compare_study(task, recipes, labels=labels, unit=loaded.target.unit, **given)
+    result = run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet)
+    return Comparison(result, baseline_scores(loaded, labels, result.seeds[0]))
 
 # %% ../../../nbs/api/experiments/presets/00_compare.ipynb #4b2300ba
 class LabelCurve(GetAttr):
