@@ -2,7 +2,8 @@
 
     python -m tests.memory 105000 128 1 /tmp/photos     # photos, side, memory_gb, folder to make them in: 5 GB decoded
 """
-import os, subprocess, sys, threading, time
+import os, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,8 @@ def compared(folder, where, size, memory_gb):
     "Watch `finetune-nb compare` on a folder, two processes at once."
     where.mkdir(parents=True)
     (where/"settings.ini").write_text(f"[run]\nprofile = smoke\nworkers = 2\nmemory_gb = {memory_gb}\n[paths]\ncache = {where/'cache'}\n")
-    command = [sys.executable, "-m", "finetune_nb.cli.main", "compare", str(folder), "--recipes", "full,linear_probe", "--labels", "10",
-               "--seeds", "2", "--size", str(size), "--model", "zoo_resnet_few", "--out", str(where/"report")]
+    command = [sys.executable, "-m", "finetune_nb.cli.main", "compare", str(folder), "--recipes", "full,linear_probe", "--labels", "2",
+               "--seeds", "1", "--size", str(size), "--model", "zoo_resnet_few", "--out", str(where/"report")]
     env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_NB_")}
     return watched(command, where, env | dict(PYTHONPATH=str(Path(__file__).parents[1]), OMP_NUM_THREADS="1"))
 
@@ -71,14 +72,14 @@ def compared(folder, where, size, memory_gb):
 def main(n, size, memory_gb, folder):
     folder = Path(folder)
     print(f"{n} photos of {size} pixels: {n*3*size*size/1e9:.2f} GB decoded; memory_gb = {memory_gb}")
-    photos(folder/"few", 40, size)
-    photos(folder/"many", int(n), size)
-    base = None
-    for name in ("few", "many"):
-        code, most, many, seconds = compared(folder/name, folder/f"run_{name}", size, memory_gb)
-        base = base or most
-        print(f"{name}: status {code}, {many} processes, {seconds:.0f} s; " + ", ".join(f"{k} {v:.0f} MB (+{v - base[k]:.0f})" for k, v in most.items()), flush=True)
-        print("  files:", [f"{f.name[:12]}... {f.stat().st_size/1e9:.2f} GB" for f in (folder/f"run_{name}"/"cache"/"items").glob("*.npy")])
+    for name, many in dict(few=40, many=int(n)).items():
+        if not (folder/name).exists(): photos(folder/name, many, size)
+    with ThreadPoolExecutor() as pool:
+        got = dict(zip(("few", "many"), pool.map(lambda n: compared(folder/n, folder/f"run_{n}", size, memory_gb), ("few", "many"))))
+    for name, (code, most, many, seconds) in got.items():
+        shown = ", ".join(f"{k} {v:.0f} MB (+{v - got['few'][1][k]:.0f})" for k, v in most.items())
+        print(f"{name}: status {code}, {many} processes, {seconds:.0f} s; highest sums {shown}")
+    print("files, GB:", [round(f.stat().st_size/1e9, 2) for f in (folder/"run_many"/"cache"/"items").glob("*.npy")])
 
 
 if __name__ == "__main__": main(*(float(x) if "." in x else int(x) for x in sys.argv[1:4]), sys.argv[4])
