@@ -517,7 +517,7 @@ def test_command_line(tmp_path):
     (("release",), "--class"), (("collect", "--class", "c", "x"), "is not the folder of a class"),
     (("grade", "--class", "c"), "is not the folder of a class"),
     (("report", "--class", "c"), "is not the folder of a class"),
-    (("grad", "--class", "c"), "invalid choice"),
+    (("grad", "--class", "c"), "unknown value 'grad'. Did you mean 'grade'?"),
     (("release", "--class", "100%", "--source", "labs"), "nbgrader cannot work in a folder with %")])
 def test_command_line_refuses(tmp_path, args, words):
     from finetune_nb.grading.lab import example_lab
