@@ -113,9 +113,9 @@ def _prepare(learn, x, target):
     ndim, shape = _BATCHES[modality.name]
     if x.ndim != ndim: raise FinetuneError(f"attributions need a batch {shape}, got shape {list(x.shape)}; pick_items(learn, [0, 1]) makes one")
     with eval_mode(model): logits = model(x)
-    predicted, names = logits.argmax(1).tolist(), learn.task.target.vocab
+    predicted, names = logits.argmax(1).tolist(), learn.task.target.output_names
     target = predicted if target is None else [int(t) for t in (target if hasattr(target, "__len__") else [target]*len(x))]
-    if len(target) != len(x) or not all(0 <= t < len(names) for t in target): raise FinetuneError(f"target needs one class number from 0 to {len(names) - 1} for each of the {len(x)} inputs, got {target[:8]}")
+    if len(target) != len(x) or not all(0 <= t < len(names) for t in target): raise FinetuneError(f"target needs one output number from 0 to {len(names) - 1} for each of the {len(x)} inputs, got {target[:8]}")
     return x, target, predicted, logits[range(len(x)), target].cpu().numpy()
 
 def _pictures(learn, x):
@@ -188,7 +188,7 @@ def gradcam(
             maps = attr.LayerGradCam(learn.model, tap).attribute(x.clone(), target=target, relu_attributions=relu)
     finally: handle.remove()
     values = F.interpolate(maps.detach(), x.shape[-2:], mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
-    return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.target.vocab, images=_pictures(learn, x))
+    return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.target.output_names, images=_pictures(learn, x))
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #7c1d2d6c
 BASELINES = ("black", "white", "mean")
@@ -227,7 +227,7 @@ def integrated_gradients(
     with compute_threads(threads_for(model)), eval_mode(model): values, base, more = _GRADIENTS[learn.task.modality.name](attr, learn, x, baseline, about)
     base = base[range(len(x)), target]
     return Attribution(**dict(method="integrated gradients", inputs=x, values=values.detach().float().cpu().numpy(), target=target, score=score, base=base.cpu().numpy(),
-                              predicted=predicted, classes=learn.task.target.vocab) | more)
+                              predicted=predicted, classes=learn.task.target.output_names) | more)
 
 def _of_images(attr, learn, x, baseline, about):
     "(values [B, H, W], logits of the baseline, what else is shown)"

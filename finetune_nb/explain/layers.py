@@ -170,12 +170,13 @@ def probe(
     x, y, # activations [N, D] and labels [N] to learn from
     x_valid, y_valid, # those to score on
     C=1.0, # inverse strength of the penalty; fixed, so that nothing is chosen by looking
-): # -> accuracy, 0..1
-    "Accuracy of logistic regression on standardised activations (linear probes: Alain and Bengio, 2016)."
+): # -> accuracy, 0..1; of numbers and of several labels R2, up to 1
+    "Accuracy of logistic regression on standardised activations (linear probes: Alain and Bengio, 2016), or R2 of a ridge regression."
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    if np.ndim(y) > 1 or np.asarray(y).dtype.kind == "f": return float(make_pipeline(StandardScaler(), Ridge(1/C)).fit(x, y).score(x_valid, y_valid))
     if len(np.unique(y)) < 2: raise FinetuneError("a probe needs at least two classes among the training labels")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
