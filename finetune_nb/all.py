@@ -13,7 +13,7 @@ _WHERE = {
     "core.settings": ["settings", "Settings"], "core.seeds": ["set_seed", "rng"], "core.errors": ["FinetuneError"], "core.metric": ["Metric"],
     "data.registry": ["load_task"], "data.task": ["Task"], "data.targets.classes": ["Classes"], "data.readers.folder": ["image_folder"], "data.readers.csv": ["text_csv"], "data.shifts": ["shifted"], "worlds.world": ["World"],
     "models.load": ["load_pretrained"], "models.text": ["load_text_model"], "models.catalogue": ["list_models", "describe_model"], "models.transferability": ["transfer_score"], "models.bundle": ["save_bundle", "load_bundle", "Bundle"],
-    "layers.groups": ["layer_groups", "groups_table", "parameters_table", "regroup", "param_groups"], "layers.freeze": ["freeze_groups", "trainability_report", "forget_frozen"],
+    "layers.groups": ["layer_groups", "groups_table", "parameters_table", "regroup", "param_groups"], "layers.freeze": ["GroupLearner", "freeze_groups", "trainability_report", "forget_frozen"],
     "training.learner": ["pretrained_learner", "evaluate"], "training.causal": ["causal_learner"], "layers.rates": ["group_rates", "plot_group_rates"], "training.schedules": ["schedule"],
     "training.adapters": ["add_lora", "merge_lora", "save_adapter", "load_adapter", "trainable_share"],
     "recipes.recipe": ["Phase"], "recipes.plan": ["Recipe", "make_plan"], "recipes.library": ["recipe", "recipes_table", "RECIPES", "surgical", "best_of"],
@@ -26,7 +26,7 @@ _WHERE = {
     "explain.layers": ["snapshot", "layer_changes", "plot_layers", "cka"], "explain.attribution": ["gradcam", "integrated_gradients", "randomisation_test"], "explain.calibration": ["calibration", "ece"],
     "explain.confusion": ["confusions", "most_confused"],
     "claims.run": ["run_claims", "claims_table", "findings_table", "CLAIMS"], "claims.report": ["save_claims"],
-    "widgets.slider_figure": ["Dial", "DialFigure"], "widgets.figures": ["layer_rates", "unfreezing", "label_budget", "search_and_answers", "rag_or_finetuning"],
+    "widgets.slider_figure": ["Slider", "SliderFigure"], "widgets.figures": ["layer_rates", "unfreezing", "label_budget", "search_and_answers", "rag_or_finetuning"],
     "grading.release": ["release"], "grading.collect": ["collect"], "grading.grade": ["grade"], "grading.class_bundle": ["bundle_class"], "grading.doctor": ["readiness"], "projects.new": ["new_project"], "projects.run": ["run_project"],
     "rag_vs_ft.showdown": ["showdown"], "rag_vs_ft.report": ["save_showdown"], "rag_vs_ft.decision": ["advise"],
 }

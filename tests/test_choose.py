@@ -42,11 +42,11 @@ def test_zoo_is_small_and_varied():
 
 def test_the_zoo_command_goes_on_after_being_killed(tmp_path):
     # Stopped in one process, gone on with in another; a handful of its characters, since drawing all of them to choose from takes seconds.
-    dials = dict(steps=6, size=8, save_every=2, quiet=True, tested=256, chars=list("+>LVYm¢¥"))
+    how = dict(steps=6, size=8, save_every=2, quiet=True, tested=256, chars=list("+>LVYm¢¥"))
     with compute_threads(1):
-        make("zoo_resnet_few", tmp_path/"whole", **dials)
-        assert make("zoo_resnet_few", tmp_path/"parts", **dials, stop_after=3) is None
-    code = f"import torch, finetune_nb.pretraining.zoo as z; torch.set_num_threads(1); z.make('zoo_resnet_few', {str(tmp_path/'parts')!r}, **{dials})"
+        make("zoo_resnet_few", tmp_path/"whole", **how)
+        assert make("zoo_resnet_few", tmp_path/"parts", **how, stop_after=3) is None
+    code = f"import torch, finetune_nb.pretraining.zoo as z; torch.set_num_threads(1); z.make('zoo_resnet_few', {str(tmp_path/'parts')!r}, **{how})"
     subprocess.run([sys.executable, "-c", code], env=environment(tmp_path, OMP_NUM_THREADS="1"), check=True, timeout=200)
     assert sha256(tmp_path/"whole"/"zoo_resnet_few"/"model.safetensors") == sha256(tmp_path/"parts"/"zoo_resnet_few"/"model.safetensors")
 
@@ -86,14 +86,14 @@ def test_scores_see_the_labelled_training_images_alone():
         wrong = images[split].array.clone(); hide = torch.ones(len(wrong), dtype=bool); hide[list(keep)] = False
         wrong[hide] = 255 - wrong[hide]; labels[split] = np.where(hide, (labels[split] + 1) % 10, labels[split])
         return replace(task, items=images | {split: type(images[split])(wrong)}, targets=labels)
-    want = look(task, net, 4, seed=2)
+    want = look(task, net, labels=4, seed=2)
     for split in ("valid", "test"):
-        for a, b in zip(want, look(spoilt(split), net, 4, seed=2)): assert np.array_equal(a, b)
+        for a, b in zip(want, look(spoilt(split), net, labels=4, seed=2)): assert np.array_equal(a, b)
     # The unlabelled rest of the training split plays no part either: its images may be anything.
     budget = task.budget(4, 2)
     images = dict(task.items); changed = images["train"].array.clone(); rest = torch.ones(len(changed), dtype=bool); rest[budget] = False
     changed[rest] = 0
-    for a, b in zip(want, look(replace(task, items=images | {"train": type(images["train"])(changed)}), net, 4, seed=2)): assert np.array_equal(a, b)
+    for a, b in zip(want, look(replace(task, items=images | {"train": type(images["train"])(changed)}), net, labels=4, seed=2)): assert np.array_equal(a, b)
 
 
 def test_scores_depend_on_neither_order_nor_names_of_classes():
@@ -104,8 +104,8 @@ def test_scores_depend_on_neither_order_nor_names_of_classes():
     order, names = g.permutation(36), np.array([7, 3, 5])
     for s in SCORES:
         tolerance = .09 if s == "linear_probe" else 1e-9  # its parts are drawn by position
-        assert abs(transfer_score(s, x, y, p) - transfer_score(s, x[order], y[order], p[order])) <= tolerance, s
-        assert abs(transfer_score(s, x, y, p) - transfer_score(s, x, names[y], p)) <= tolerance, s
+        assert abs(transfer_score(s, x, y, probabilities=p) - transfer_score(s, x[order], y[order], probabilities=p[order])) <= tolerance, s
+        assert abs(transfer_score(s, x, y, probabilities=p) - transfer_score(s, x, names[y], probabilities=p)) <= tolerance, s
 
 
 def test_a_model_without_its_old_classifier_has_no_leep(tmp_path):
@@ -127,6 +127,6 @@ def test_a_bad_photo_is_refused_or_left_out(tmp_path, monkeypatch):
         (tmp_path/"photos"/c).mkdir(parents=True)
         for i in range(12): Image.fromarray(draw.integers(0, 256, (32, 32), dtype=np.uint8)).save(tmp_path/"photos"/c/f"{i}.png")
     (tmp_path/"photos"/"a"/"bad.png").write_text("no picture")
-    dials = dict(models=["zoo_resnet_few"], labels=3, scores=["logme"], quiet=True)
-    with pytest.raises(FinetuneError, match="bad.png"): rank_models(tmp_path/"photos", **dials)
-    assert list(rank_models(tmp_path/"photos", **dials, skip_bad=True).index) == ["zoo_resnet_few"]
+    how = dict(models=["zoo_resnet_few"], labels=3, scores=["logme"], quiet=True)
+    with pytest.raises(FinetuneError, match="bad.png"): rank_models(tmp_path/"photos", **how)
+    assert list(rank_models(tmp_path/"photos", **how, skip_bad=True).index) == ["zoo_resnet_few"]

@@ -60,7 +60,7 @@ def test_templates_in_the_package_are_those_in_nbs():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_data_to_report(tmp_path, kind):
-    project = new_project(tmp_path/"mine", kind, MAKE[kind](tmp_path), profile="smoke")["folder"]
+    project = new_project(tmp_path/"mine", kind, data=MAKE[kind](tmp_path), profile="smoke")["folder"]
     done = run(project, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(project/"report.html")) and "[1/" in done.stderr
@@ -81,7 +81,7 @@ def test_from_data_to_report(tmp_path, kind):
 def test_questions_and_a_reader_of_ones_own(tmp_path):
     docs = documents(tmp_path/"lamps")
     (tmp_path/"asked.csv").write_text("question,answer,passage\n" + "\n".join(f"Whose ships have {i + 3} masts?,harbour {i},lamp_{i}.md/lamp-number-{i}-of-the-coast" for i in range(12)) + "\n")
-    project = new_project(tmp_path/"mine", "rag", docs, questions=tmp_path/"asked.csv", model="world_lm", profile="smoke")["folder"]
+    project = new_project(tmp_path/"mine", "rag", data=docs, questions=tmp_path/"asked.csv", model="world_lm", profile="smoke")["folder"]
     done = run(project, tmp_path)
     assert done.returncode == 0, done.stderr
     html = sound(project, "Answers")
@@ -89,7 +89,7 @@ def test_questions_and_a_reader_of_ones_own(tmp_path):
 
 
 def test_a_cell_that_fails_is_one_line(tmp_path):
-    project = new_project(tmp_path/"mine", "text", texts(tmp_path/"said.csv"), profile="smoke")["folder"]
+    project = new_project(tmp_path/"mine", "text", data=texts(tmp_path/"said.csv"), profile="smoke")["folder"]
     (project/"data.csv").unlink()
     done = run(project, tmp_path)
     assert done.returncode == 2 and done.stdout == "", done.stderr
@@ -99,7 +99,7 @@ def test_a_cell_that_fails_is_one_line(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupted_and_taken_up_again(tmp_path):
-    project = new_project(tmp_path/"mine", "text", texts(tmp_path/"said.csv"), profile="smoke")["folder"]
+    project = new_project(tmp_path/"mine", "text", data=texts(tmp_path/"said.csv"), profile="smoke")["folder"]
     p = subprocess.Popen([sys.executable, project/"run.py"], cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     seen = ""
     while "Which way of training" not in seen:

@@ -30,7 +30,7 @@ def test_search_finds_the_paragraphs_of_real_questions():
     paragraphs = [p for article in given for p in article["paragraphs"]]
     passages = [Passage(str(i), "", p["context"]) for i, p in enumerate(paragraphs)]
     asked = [(q["question"], {str(i)}) for i, p in enumerate(paragraphs) for q in p["qas"]]
-    found = retrieval_table({how: Retriever(passages, how=how) for how in ("bm25", "hybrid")}, [q for q, _ in asked], [g for _, g in asked], (1, 5))
+    found = retrieval_table({how: Retriever(passages, how=how) for how in ("bm25", "hybrid")}, [q for q, _ in asked], [g for _, g in asked], ks=(1, 5))
     assert len(asked) > 1000 and (found["recall@5"] > .95).all(), found
 
 

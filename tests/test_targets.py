@@ -1,6 +1,7 @@
 "Targets other than classes through every door of the kit, and a new one from a few lines."
 import inspect
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ NAMES = ("pages", "angles")
 @pytest.fixture(scope="module")
 def ini(tmp_path_factory):
     folder = tmp_path_factory.mktemp("targets")
-    (file := folder/"settings.ini").write_text(f"[run]\nprofile = smoke\nworkers = 1\ncache = {folder/'cache'}\nreports = {folder/'reports'}\n")
+    (file := folder/"settings.ini").write_text(f"[run]\nprofile = smoke\nworkers = 1\n[paths]\ncache = {folder/'cache'}\nreports = {folder/'reports'}\n")
     return file
 
 
@@ -41,7 +42,7 @@ def learn(request):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tasks_are_the_same_every_time_and_their_budgets_are_nested(name):
-    task, again = load_task(name), TASKS[name]()
+    task, again = load_task(name), getattr(import_module(TASKS[name]), name)()
     assert task.data_hash == again.data_hash and all(np.array_equal(task.targets[s], again.targets[s]) for s in task.targets)
     few, many = [set(task.budget(n, 3).tolist()) for n in (20, 90)]
     assert few < many and len(few) == 20
@@ -168,7 +169,7 @@ def stars():
 
 def test_a_new_target_of_under_60_lines_works_in_compare(ini, monkeypatch, tmp_path):
     assert len(inspect.getsource(Ordinal).splitlines()) + len(inspect.getsource(stars).splitlines()) < 60
-    monkeypatch.setitem(TASKS, "stars", stars); monkeypatch.setitem(TARGETS, "ordinal", Ordinal)
+    monkeypatch.setitem(TASKS, "stars", __name__); monkeypatch.setitem(TARGETS, "ordinal", Ordinal)
     got = compare("stars", ["full", "linear_probe"], labels=60, seeds=2, rates=1, settings_file=ini, quiet=True)
     assert got.result.primary == "test_level_error" and got.result.metric_of().better == "lower"
     chance = load_task("stars").target.chance(load_task("stars").targets["test"])["level_error"]

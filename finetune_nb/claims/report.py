@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .run import PARTS
 from ..core.files import writable_folder, write_json, write_text
-from ..core.html import html_facts, html_picture, html_table, save_figures, write_page
+from ..core.html import Markup, html_facts, html_picture, html_table, save_figures, write_page
 from ..experiments.cost import cost_points, plot_pareto
 
 # %% ../../nbs/api/claims/06_report.ipynb #a166fc60
@@ -40,7 +40,7 @@ def save_claims(
         if mine: body.append(f"<h2>{escape(title)}</h2>")
         for f in mine: body.append(_section(f, pictures))
     write_page(paths["report.html"], "Claims about fine-tuning, measured",
-               f"finetune_nb{', profile ' + profile if profile else ''}", "\n".join(body))
+               heading=f"finetune_nb{', profile ' + profile if profile else ''}", body=Markup("\n".join(body)))
     return paths
 
 # %% ../../nbs/api/claims/06_report.ipynb #a37c03c7
@@ -52,7 +52,7 @@ def _counts(found):
     return (
         f'''<p>{len(found)} claims: {n}.</p><p class="small">A claim predicts differences. Each is paired by seed and tested by a t test; Holm's method corrects for all differences of the claim. "No difference" means that the difference lies within
 a margin named beforehand. Rates were searched with equal effort for every arm, on validation data of a seed that is not reported.</p>'''
-        + html_table(table, index=False))
+        + str(html_table(table, index=False)))
 
 def _section(f, pictures):
     c = f.claim
@@ -60,12 +60,14 @@ def _section(f, pictures):
     arms = f.result.table().reset_index()
     search = (f.result.search_table().reset_index() if hasattr(f.result, "search_table")
               and any(c.tried for c in f.result.chosen.values()) else None)
-    return (f'<h3 id="{c.name}">{escape(c.statement)}</h3>'
-            + html_picture(pictures[f"{c.name}.png"], f"{c.statement} {f.verdict}") + html_facts(facts)
-            + html_table(f.table(), index=False)
-            + f"<details><summary>Arms: {f.n} seeds each</summary>{html_table(arms, index=False)}</details>"
-            + ("<details><summary>What it brings and what it "
-               f"costs</summary>{html_picture(cost, 'Results over seconds per run')}</details>"
-               if (cost := pictures.get(f"{c.name}_cost.png")) else "")
-            + ("" if search is None else "<details><summary>What was chosen, and how flat the optimum "
-                                         f"was</summary>{html_table(search, index=False)}</details>"))
+    parts = [f'<h3 id="{c.name}">{escape(c.statement)}</h3>',
+             html_picture(pictures[f"{c.name}.png"], f"{c.statement} {f.verdict}"), html_facts(facts),
+             html_table(f.table(), index=False),
+             _folded(f"Arms: {f.n} seeds each", html_table(arms, index=False))]
+    if cost := pictures.get(f"{c.name}_cost.png"):
+        parts.append(_folded("What it brings and what it costs", html_picture(cost, "Results over seconds per run")))
+    if search is not None:
+        parts.append(_folded("What was chosen, and how flat the optimum was", html_table(search, index=False)))
+    return "".join(parts)
+
+def _folded(title, inside): return f"<details><summary>{title}</summary>{inside}</details>"

@@ -24,7 +24,7 @@ def unknown_name(
     kind, # what sort of thing was asked for, such as "task"
     name, # the name that was not found
     known, # the names that exist
-): # -> str, one line
+) -> str: # one line
     "Say that `name` is unknown, suggest the nearest of `known`, and list them."
     known = [str(k) for k in known]
     near = difflib.get_close_matches(str(name).lower(), [k.lower() for k in known], n=1, cutoff=0.5)

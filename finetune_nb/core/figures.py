@@ -78,15 +78,16 @@ def dots_and_intervals(
     filled=True, # False for hollow markers, or one value per row
 ) -> None:
     "Draw each mean as a marker and its interval as a bar."
-    at = list(range(len(rows)) if at is None else at)
-    looks = _looks(looks, names, len(rows))
+    at, looks = list(range(len(rows)) if at is None else at), _looks(looks, names, len(rows))
     filled = [filled]*len(rows) if isinstance(filled, bool) else filled
     def draw(x, y, **kw): return ax.plot(*((x, y) if horizontal else (y, x)), **kw)
     if line: draw([math.nan if r[0] is None else r[0] for r in rows], at, color=looks[0]["color"], ls=line, lw=1.4)
     for i, ((mean, *ends), y, look) in enumerate(zip(rows, at, looks)):
         if _missing(mean): _say_nothing(ax, y, horizontal); continue
-        if runs is not None: draw(runs[i], [y + .2]*len(runs[i]), ls="", marker="o", ms=3.5, mew=0, alpha=.45, color=look["color"])
-        if not any(map(_missing, ends)): draw(np.clip(ends, *bounds), [y, y], color=look["color"], lw=2.5, solid_capstyle="butt")
+        if runs is not None:
+            draw(runs[i], [y + .2]*len(runs[i]), ls="", marker="o", ms=3.5, mew=0, alpha=.45, color=look["color"])
+        if not any(map(_missing, ends)):
+            draw(np.clip(ends, *bounds), [y, y], color=look["color"], lw=2.5, solid_capstyle="butt")
         draw([mean], [y], ls="", ms=size, zorder=3, mfc=look["color"] if filled[i] else "white", **look)
     if label is not None: ax.plot([], [], ls=line, ms=size, label=label, **looks[0])
     if names is not None: _name_rows(ax, at, names, horizontal)
@@ -102,7 +103,8 @@ def _looks(looks, names, n):
 
 def _say_nothing(ax, y, horizontal):
     "The text of a row without a number."
-    if horizontal: ax.text(.5, y, "no run gave a number", transform=ax.get_yaxis_transform(), va="center", ha="center", fontsize=8)
+    if horizontal:
+        ax.text(.5, y, "no run gave a number", transform=ax.get_yaxis_transform(), va="center", ha="center", fontsize=8)
 
 def _name_rows(ax, at, names, horizontal):
     "Ticks for the rows of a forest plot, the first on top, or for the points of a curve."
@@ -117,6 +119,7 @@ def _end_axis(ax, axis, bounds):
 def margin_band(
     ax, # matplotlib axes
     margin=0., # half width of the band, in the unit of the axis
+    *,
     axis="x", # along which the differences lie
 ) -> None:
     "Draw the line of no difference and the grey band of differences that do not matter."
@@ -140,6 +143,7 @@ def row_figure(
     subplots = dict(sharey=columns > 1) | subplots
     return plt.subplots(1, columns, figsize=(width, row*max(1, n_rows) + extra), layout="constrained", **subplots)[1]
 
+# %% ../../nbs/api/core/06_figures.ipynb #b4a67a82
 def panels(
     n:int, # plots
     *,
@@ -151,7 +155,8 @@ def panels(
     import matplotlib.pyplot as plt
     columns = min(columns or n, n)
     rows = -(-n // columns)
-    axes = plt.subplots(rows, columns, figsize=(size[0]*columns, size[1]*rows), layout="constrained", squeeze=False, **subplots)[1].ravel()
+    axes = plt.subplots(rows, columns, figsize=(size[0]*columns, size[1]*rows), layout="constrained", squeeze=False,
+                        **subplots)[1].ravel()
     for ax in axes[n:]: ax.remove()
     return axes[:n]
 

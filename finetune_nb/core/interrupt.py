@@ -20,7 +20,8 @@ def heed_interrupts():
     def again():
         if _asked.is_set(): os.kill(os.getpid(), signal.SIGINT)
     def unraisable(info):
-        # Python cannot raise in a finaliser or a weak reference's callback: there the interruption is only reported. So it comes again.
+        # Python cannot raise in a finaliser or a weak reference's callback: there the interruption is only reported. So
+        # it comes again.
         if isinstance(info.exc_value, KeyboardInterrupt): threading.Timer(.05, again).start()
         else: reported(info)
     before, reported = signal.signal(signal.SIGINT, handler), sys.unraisablehook

@@ -19,6 +19,7 @@ def in_notebook():
 def progress(
     items, # anything to iterate over
     total=None, # how many, if `items` cannot say
+    *,
     what="", # short name of the work
     quiet=False, # draw nothing?
     on_bar=None, # called with the bar, so that its text can be changed

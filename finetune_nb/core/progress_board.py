@@ -56,7 +56,7 @@ class Board:
         "Iterate over finished runs behind the bar."
         def each():
             for item in finished: self._draw(); yield item
-        shown = progress(each(), self.total, self.what, self.quiet or not self.total, on_bar=self._take)
+        shown = progress(each(), self.total, what=self.what, quiet=self.quiet or not self.total, on_bar=self._take)
         try: yield from shown
         finally: self.bar = None
 

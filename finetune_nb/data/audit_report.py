@@ -7,7 +7,7 @@ __all__ = ['audit_conclusions', 'save_audit']
 
 # %% ../../nbs/api/data/07_audit_report.ipynb #1ae9ec3e
 from ..core.files import writable_folder, write_json, write_text
-from ..core.html import html_facts, html_list, html_picture, html_table, save_figures, write_page
+from ..core.html import Markup, html_facts, html_list, html_picture, html_table, save_figures, write_page
 from .task import SPLITS
 
 # %% ../../nbs/api/data/07_audit_report.ipynb #528e7688
@@ -53,4 +53,4 @@ def _write(path, found, shown, dropped):
     if found.drifts: body += ["<h2>Drift between the splits</h2>", html_table(found.drift(), index=False), """<p class="small">auc: how well a linear classifier tells the two splits apart, cross-validated; chance and chance95: mean and
 95 % point of the same with the splits' names shuffled inside each class; p: how often shuffled names do as well. labels_p: chi-squared test of the class counts; labels_distance: half the sum of the differences of the classes' shares.</p>"""]
     body += [f"<h2>What an audit cannot see</h2><p>{found.task.modality.unseen} are not noticed. A suspected label is a suspicion: the judge errs too, and a hard item looks to it like a wrong one.</p>", "<h2>What was looked at</h2>", html_facts({k: v for k, v in facts.items() if v != ""})]
-    write_page(path, f"{a['task']}: audit of the data", "finetune_nb", "\n".join(body))
+    write_page(path, f"{a['task']}: audit of the data", heading="finetune_nb", body=Markup("\n".join(body)))

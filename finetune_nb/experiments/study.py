@@ -59,7 +59,7 @@ def from_yaml(
     source, # path of a YAML file, or YAML text
 ) -> Study:
     "A study from a YAML file, or from YAML text."
-    data, where = read_yaml(source, "study", FinetuneError)
+    data, where = read_yaml(source, "study", error=FinetuneError)
     known = [f.name for f in fields(cls)]
     for k in data:
         if k not in known: raise FinetuneError(f"{where}: {unknown_name('field', k, known)}")

@@ -160,7 +160,7 @@ def _per_class(learn, split):
 def _flops(learn, config):
     from finetune_nb.recipes.flops import fit_flops
     from finetune_nb.recipes.recipe import Recipe
-    return dict(flops=float(fit_flops(learn, Recipe.from_dict(config["recipe"]), config["steps"])["total"]))
+    return dict(flops=float(fit_flops(learn, Recipe.from_dict(config["recipe"]), steps=config["steps"])["total"]))
 
 def take(
     learn, # a trained learner; an untrained one for flops

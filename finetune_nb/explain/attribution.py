@@ -8,6 +8,7 @@ __all__ = ['BASELINES', 'pick_items', 'Attribution', 'cam_layers', 'gradcam', 'w
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #e7a91832
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from ..core.errors import FinetuneError, ModelError, unknown_name
-from ..core.figures import COLOURS
+from ..core.figures import dots_and_intervals, style
 from ..core.seeds import rng
 from .layers import group_outputs, need_learner, snapshot, split_dl, weights_of
 from ..models.architecture import compute_threads, threads_for
@@ -23,21 +24,28 @@ from ..models.text import AWDClassifier, TransformersClassifier
 from ..experiments.stats import mean_ci
 from ..training.score import eval_mode
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
+
 # %% ../../nbs/api/explain/01_attribution.ipynb #b0592d8b
 def _captum():
     try: import captum.attr
-    except ImportError: raise ModelError('attributions need Captum, which is not installed: pip install "finetune_nb[explain]"') from None
+    except ImportError:
+        raise ModelError(
+            'attributions need Captum, which is not installed: pip install "finetune_nb[explain]"') from None
     return captum.attr
 
 def pick_items(
     learn, # a learner of `pretrained_learner`
     index, # positions in the split
+    *,
     split="valid", # "train" (the labelled items), "valid", "test" or a shift
-): # -> (inputs as the network gets them, int64 labels [B])
+) -> tuple: # (inputs as the network gets them, int64 labels [B])
     "Some items of a split as one batch."
     dl = split_dl(learn, split)
     index = torch.as_tensor(list(index))
-    if not len(index) or index.max() >= len(dl.dataset) or index.min() < 0: raise FinetuneError(f"the {split} split has items 0 to {len(dl.dataset) - 1}; asked for {index.tolist()[:6]}")
+    if not len(index) or index.max() >= len(dl.dataset) or index.min() < 0:
+        raise FinetuneError(f"the {split} split has items 0 to {len(dl.dataset) - 1}; asked for {index.tolist()[:6]}")
     dl.dataset.index, dl.bs = dl.dataset.index[index], len(index)
     x, y = next(iter(dl))
     return x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)
@@ -54,21 +62,25 @@ class Attribution:
     base:np.ndarray  # its logit for the baseline; None for Grad-CAM, which has none
     predicted:list  # class that the network chose
     classes:list  # names
-    tokens:list = None  # texts: list of pieces of each
+    tokens:list = None  # texts: list of tokens of each
     images:np.ndarray = None  # pictures: [B, H, W, C] in 0 to 1, for drawing
 
     def gap(self):
         "Completeness (Sundararajan et al., 2017): sum of the values minus what they have to add up to, one an item, in logits."
-        if self.base is None: raise FinetuneError(f"{self.method} promises no sum; completeness is a property of integrated gradients")
+        if self.base is None:
+            raise FinetuneError(f"{self.method} promises no sum; completeness is a property of integrated gradients")
         return self.values.reshape(len(self.values), -1).sum(1) - (self.score - self.base)
 
     def plot(self, labels=None, n=8):
-        "A gallery: pictures with their maps below, or texts with coloured pieces (orange speaks for the class, purple against it)."
-        return (_plot_images if self.tokens is None else _plot_texts)(self, None if labels is None else np.asarray(labels), n)
+        "A gallery: pictures with their maps below, or texts with coloured tokens (orange speaks for the class, purple against it)."
+        return (_plot_images if self.tokens is None else _plot_texts)(self,
+                                                                      None if labels is None else np.asarray(labels), n)
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #9f07b0a6
 def _title(a, i, labels):
     names = [str(a.classes[j]) for j in (a.target[i], a.predicted[i])]
-    return f"for {names[0]}" + (f", predicted {names[1]}" if names[1] != names[0] else "") + (f", is {a.classes[labels[i]]}" if labels is not None and a.classes[labels[i]] != names[0] else "")
+    return (f"for {names[0]}" + (f", predicted {names[1]}" if names[1] != names[0] else "")
+            + (f", is {a.classes[labels[i]]}" if labels is not None and a.classes[labels[i]] != names[0] else ""))
 
 def _plot_images(a, labels, n):
     import matplotlib.pyplot as plt
@@ -76,7 +88,8 @@ def _plot_images(a, labels, n):
     axes = plt.subplots(2, n, figsize=(1.45*n, 3.2), layout="constrained", squeeze=False)[1]
     for i in range(n):
         picture = a.images[i] if a.images.shape[-1] == 3 else a.images[i, ..., 0]
-        for ax in axes[:, i]: ax.imshow(picture, cmap="gray", vmin=0, vmax=1, alpha=1 if ax is axes[0, i] else .45); ax.set_axis_off()
+        for ax in axes[:, i]:
+            ax.imshow(picture, cmap="gray", vmin=0, vmax=1, alpha=1 if ax is axes[0, i] else .45); ax.set_axis_off()
         top = np.abs(a.values[i]).max() or 1
         if a.base is None: axes[1, i].imshow(a.values[i], cmap="inferno", alpha=.65, vmin=0, vmax=top)
         else: axes[1, i].imshow(a.values[i], cmap="PuOr_r", alpha=.85, vmin=-top, vmax=top)
@@ -84,6 +97,7 @@ def _plot_images(a, labels, n):
     axes[0, 0].figure.suptitle(a.method, fontsize=10)
     return axes
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #9ac9ac9e
 def _plot_texts(a, labels, n, width=110):
     import matplotlib.pyplot as plt
     placed, row = [], 0
@@ -99,10 +113,13 @@ def _plot_texts(a, labels, n, width=110):
     ax = fig.add_axes([0, 0, 1, 1]); ax.set_axis_off(); ax.set_xlim(-1, width); ax.set_ylim(row - .3, -.8)
     for r, c, word, v in placed:
         fill = None if v is None else dict(fc=plt.get_cmap("PuOr_r")(.5 + .42*v), lw=0, pad=1.6)
-        ax.text(c, r, word, family="monospace", fontsize=8.8, va="center", bbox=fill, color="#555555" if v is None else "black", style="italic" if v is None else "normal")
+        ax.text(c, r, word, family="monospace", fontsize=8.8, va="center", bbox=fill,
+                color="#555555" if v is None else "black", style="italic" if v is None else "normal")
     return ax
 
-_BATCHES = {"image": (4, "[B, C, H, W]"), "text": (2, "of ids [B, L] or a list of texts")}  # modality -> dimensions of a batch
+# %% ../../nbs/api/explain/01_attribution.ipynb #415af016
+# modality -> dimensions of a batch
+_BATCHES = {"image": (4, "[B, C, H, W]"), "text": (2, "of ids [B, L] or a list of texts")}
 
 def _prepare(learn, x, target):
     "(inputs [B, ...] on the network's device, targets, logits [B, C])"
@@ -111,11 +128,16 @@ def _prepare(learn, x, target):
     if not isinstance(x, torch.Tensor): x = modality.prepare(x, model.kit_config["input"])
     x = torch.as_tensor(x).as_subclass(torch.Tensor).to(next(model.parameters()).device)
     ndim, shape = _BATCHES[modality.name]
-    if x.ndim != ndim: raise FinetuneError(f"attributions need a batch {shape}, got shape {list(x.shape)}; pick_items(learn, [0, 1]) makes one")
+    if x.ndim != ndim:
+        raise FinetuneError(
+            f"attributions need a batch {shape}, got shape {list(x.shape)}; pick_items(learn, [0, 1]) makes one")
     with eval_mode(model): logits = model(x)
     predicted, names = logits.argmax(1).tolist(), learn.task.target.output_names
-    target = predicted if target is None else [int(t) for t in (target if hasattr(target, "__len__") else [target]*len(x))]
-    if len(target) != len(x) or not all(0 <= t < len(names) for t in target): raise FinetuneError(f"target needs one output number from 0 to {len(names) - 1} for each of the {len(x)} inputs, got {target[:8]}")
+    target = predicted if target is None else [int(t)
+                                               for t in (target if hasattr(target, "__len__") else [target]*len(x))]
+    if len(target) != len(x) or not all(0 <= t < len(names) for t in target):
+        raise FinetuneError(f"target needs one output number from 0 to {len(names) - 1} for each of the {len(x)} "
+                            f"inputs, got {target[:8]}")
     return x, target, predicted, logits[range(len(x)), target].cpu().numpy()
 
 def _pictures(learn, x):
@@ -140,7 +162,7 @@ def _grid(t, model):
 def cam_layers(
     learn, # a learner for images
     x, # a batch
-): # -> dict: name of a group -> (module, cells a side), input side first
+) -> dict: # name of a group -> (module, cells per side), input side first
     "The layer groups that have feature maps Grad-CAM could use."
     x = x[:2] if len(x) > 1 else x.expand(2, *x.shape[1:])
     def side(t): return min(m.shape[-2:]) if (m := _grid(t, learn.model)[0]) is not None else 0
@@ -148,29 +170,33 @@ def cam_layers(
     def fits(t):
         cells[tuple(t.shape)] = side(t)
         return cells[tuple(t.shape)] > 1
-    taps = group_outputs(learn.model, learn.groups, x, fits)
+    taps = group_outputs(learn.model, learn.groups, x, fits=fits)
     return {n: (m, cells[s]) for n, (m, _, s) in taps.items()}
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #9a0bc53f
 def _cam_module(learn, x, layer):
     if isinstance(layer, nn.Module): return layer, type(layer).__name__
     known = cam_layers(learn, x)
     if layer in known: return known[layer][0], layer
     if layer is not None:
         try: return learn.model.get_submodule(layer), layer
-        except AttributeError: raise ModelError(unknown_name("layer", layer, known) + ", or the path of a module") from None
+        except AttributeError:
+            raise ModelError(unknown_name("layer", layer, known) + ", or the path of a module") from None
     names = [n for n, (_, cells) in known.items() if cells >= 4] or list(known)
     # What comes out of a class token's last block holds patches that nobody reads any more.
     if getattr(learn.model, "global_pool", None) == "token" and len(names) > 1: names.pop()
     if not names: raise ModelError("this network has no feature maps for Grad-CAM; use integrated_gradients")
     return known[names[-1]][0], names[-1]
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #2d0dde20
 def gradcam(
     learn, # a learner for images
     x, # a batch [B, C, H, W] as the network gets it, of `pick_items`
+    *,
     target=None, # class to explain: one number for all, or one each; None for the predicted one
-    layer=None, # name of a layer group, path of a module, or a module; None for the last with four cells a side
+    layer=None, # name of a layer group, path of a module, or a module; None for the last with four cells per side
     relu=True, # keep only what speaks for the class?
-): # -> Attribution
+) -> Attribution:
     "Grad-CAM (Selvaraju et al., 2017), enlarged to the size of the picture."
     attr = _captum()
     need_learner(learn)
@@ -188,7 +214,8 @@ def gradcam(
             maps = attr.LayerGradCam(learn.model, tap).attribute(x.clone(), target=target, relu_attributions=relu)
     finally: handle.remove()
     values = F.interpolate(maps.detach(), x.shape[-2:], mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
-    return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.target.output_names, images=_pictures(learn, x))
+    return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.target.output_names,
+                       images=_pictures(learn, x))
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #7c1d2d6c
 BASELINES = ("black", "white", "mean")
@@ -202,54 +229,65 @@ def _baseline(learn, x, baseline):
     return ((float(baseline == "white") - mean) / std).expand_as(x)
 
 def _no_text(learn, ids):
-    "Fillers in the place of every piece but the marks of beginning and end."
+    "Fillers in place of every token except the marks of beginning and end."
     tok = learn.model.kit_config["input"]["encode"]
-    keep = [tok.ids["xxbos"]] if hasattr(tok, "ids") else [i for k in ("cls", "sep", "bos", "eos") if (i := getattr(tok.tok, f"{k}_token_id")) is not None]
+    keep = [tok.ids["xxbos"]] if hasattr(tok, "ids") else [i for k in ("cls", "sep", "bos", "eos")
+                                                           if (i := getattr(tok.tok, f"{k}_token_id")) is not None]
     return torch.where(torch.isin(ids, torch.tensor(keep, device=ids.device)), ids, learn.model.pad_id)
 
 def word_embedding(model):
     "The module that makes vectors of ids."
     if isinstance(model, AWDClassifier): return model.model[0].module.encoder_dp
     if isinstance(model, TransformersClassifier): return model.model.get_input_embeddings()
-    raise ModelError(f"do not know where {type(model).__name__} makes vectors of words; integrated gradients for texts work on AWD-LSTM and transformers classifiers")
+    raise ModelError(f"do not know where {type(model).__name__} makes vectors of words; integrated gradients for texts "
+                     "work on AWD-LSTM and transformers classifiers")
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #c91d1a10
 def integrated_gradients(
     learn, # a learner for images or texts
     x, # a batch of `pick_items`; for texts also a list of str
+    *,
     target=None, # class to explain: one number for all, or one each; None for the predicted one
-    baseline="black", # images: "black", "white", "mean" (of the normalisation) or a tensor; texts always start from fillers
+    # images: "black", "white", "mean" (of the normalisation) or a tensor; texts always start from fillers
+    baseline="black",
     steps=128, # of the integral (Gauss-Legendre)
-): # -> Attribution with completeness .gap()
-    "Integrated gradients of a class's logit (Sundararajan et al., 2017); texts: with respect to the word vectors, summed for each piece."
+) -> Attribution: # with completeness .gap()
+    "Integrated gradients of a class's logit (Sundararajan et al., 2017); texts: with respect to the word vectors, summed per token."
     attr, model = _captum(), learn.model
     x, target, predicted, score = _prepare(learn, x, target)
     about = dict(target=target, n_steps=steps, internal_batch_size=max(256, len(x)))
-    with compute_threads(threads_for(model)), eval_mode(model): values, base, more = _GRADIENTS[learn.task.modality.name](attr, learn, x, baseline, about)
+    with compute_threads(threads_for(model)), eval_mode(model):
+        values, base, more = _GRADIENTS[learn.task.modality.name](attr, learn, x, baseline, about)
     base = base[range(len(x)), target]
-    return Attribution(**dict(method="integrated gradients", inputs=x, values=values.detach().float().cpu().numpy(), target=target, score=score, base=base.cpu().numpy(),
+    return Attribution(**dict(method="integrated gradients", inputs=x, values=values.detach().float().cpu().numpy(),
+                              target=target, score=score, base=base.cpu().numpy(),
                               predicted=predicted, classes=learn.task.target.output_names) | more)
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #113d2d99
 def _of_images(attr, learn, x, baseline, about):
     "(values [B, H, W], logits of the baseline, what else is shown)"
     start = _baseline(learn, x, baseline)
-    with torch.enable_grad(): values = attr.IntegratedGradients(learn.model).attribute(x, baselines=start, **about).sum(1)
-    return values, learn.model(start), dict(images=_pictures(learn, x), method=f"integrated gradients from {baseline if isinstance(baseline, str) else 'a baseline of your own'}")
+    with torch.enable_grad():
+        values = attr.IntegratedGradients(learn.model).attribute(x, baselines=start, **about).sum(1)
+    return values, learn.model(start), dict(images=_pictures(learn, x), method="integrated gradients from "
+                                            f"{baseline if isinstance(baseline, str) else 'a baseline of your own'}")
 
 def _of_texts(attr, learn, x, baseline, about):
     "(values [B, L], logits of the baseline, what else is shown)"
     model, start, layer = learn.model, _no_text(learn, x), word_embedding(learn.model)
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM has no backward pass in evaluation mode
-        with torch.enable_grad(): values = attr.LayerIntegratedGradients(model, layer).attribute(x, baselines=start, **about).sum(-1)
+        with torch.enable_grad():
+            values = attr.LayerIntegratedGradients(model, layer).attribute(x, baselines=start, **about).sum(-1)
         vectors = layer.forward(start)
         # Only the vectors are the baseline's; what counts as text is told by the real ids, as on the whole path.
         handle = layer.register_forward_hook(lambda m, args, out: vectors)
         try: base = model(x)
         finally: handle.remove()
-    return values, base, dict(tokens=[_pieces(learn, row[m.bool()].tolist()) for row, m in zip(x, model.mask(x))])
+    return values, base, dict(tokens=[_token_names(learn, row[m.bool()].tolist()) for row, m in zip(x, model.mask(x))])
 
 _GRADIENTS = {"image": _of_images, "text": _of_texts}  # modality -> how
 
-def _pieces(learn, ids):
+def _token_names(learn, ids):
     tok = learn.model.kit_config["input"]["encode"]
     return [tok.vocab[i] for i in ids] if hasattr(tok, "vocab") else tok.tok.convert_ids_to_tokens(ids)
 
@@ -264,33 +302,43 @@ def shuffle_weights(
             order = torch.from_numpy(rng(seed, "shuffle", n).permutation(p.numel())).to(p.device)
             p.copy_(p.flatten()[order].view_as(p))
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #cb04b566
 def randomisation_test(
     learn, # a learner of `pretrained_learner`; as it was afterwards
     x, # a batch of `pick_items`, or texts
+    *,
     method=gradcam, # or `integrated_gradients`, or any function (learn, x, target=...) -> Attribution
     seed=0,
     absolute=False, # compare sizes only, without signs?
     **kwargs, # further arguments of `method`
-): # -> pandas DataFrame: down_to (lowest group shuffled; "none" first), item, similarity (Spearman, -1 to 1); empty maps are left out
+) -> "DataFrame": # down_to (lowest group shuffled; "none" first), item, similarity (Spearman, -1 to 1); empty maps are left out
     "Cascading model randomisation (Adebayo et al., 2018): how alike are the maps while weights are shuffled from the head downwards?"
     import pandas as pd
-    from scipy.stats import rankdata
     first = method(learn, x, **kwargs)
-    real = np.ones(first.values.shape, bool) if first.tokens is None else np.arange(first.values.shape[1]) < np.array([[len(t)] for t in first.tokens])
-    def alike(a, b, keep):
-        a, b = [rankdata(np.abs(v[keep]) if absolute else v[keep]) for v in (a, b)]
-        return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else 0.  # a map without any contrast is like no other
+    real = np.ones(first.values.shape, bool) if first.tokens is None else np.arange(first.values.shape[1]) < np.array([
+        [len(t)] for t in first.tokens])
     layer = {} if method is not gradcam else dict(layer=_cam_module(learn, first.inputs, kwargs.pop("layer", None))[0])
     use = [i for i, v in enumerate(first.values) if np.ptp(v[real[i]])]  # an empty map has nothing to lose
-    if not use: raise FinetuneError(f"{first.method}: all {len(x)} maps are empty, so nothing can be compared; try another layer or relu=False")
+    if not use:
+        raise FinetuneError(
+            f"{first.method}: all {len(x)} maps are empty, so nothing can be compared; try another layer or relu=False")
     rows, state = [dict(down_to="none", item=i, similarity=1.) for i in use], snapshot(learn)
     with weights_of(learn.model, state):
         for g in reversed(learn.groups):
             shuffle_weights(g, seed)
-            now = method(learn, first.inputs, target=first.target, **{k: v for k, v in kwargs.items() if k != "target"}, **layer)
-            rows += [dict(down_to=g.name, item=i, similarity=alike(first.values[i], now.values[i], real[i])) for i in use]
+            now = method(learn, first.inputs, target=first.target,
+                         **{k: v for k, v in kwargs.items() if k != "target"}, **layer)
+            rows += [dict(down_to=g.name, item=i, similarity=_alike(first.values[i], now.values[i], real[i], absolute))
+                     for i in use]
     return pd.DataFrame(rows)
 
+def _alike(a, b, keep, absolute):
+    "Rank correlation of two maps where `keep` holds; a map without any contrast is like no other."
+    from scipy.stats import rankdata
+    a, b = [rankdata(np.abs(v[keep]) if absolute else v[keep]) for v in (a, b)]
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else 0.
+
+# %% ../../nbs/api/explain/01_attribution.ipynb #a5861f1e
 def plot_randomisation(
     frames, # dict: name of a method -> table of `randomisation_test`
     ax=None, # matplotlib axes to draw on
@@ -299,9 +347,12 @@ def plot_randomisation(
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(6, 3.2), layout="constrained")[1]
     for i, (name, f) in enumerate(frames.items()):
-        steps = list(dict.fromkeys(f.down_to)); got = [mean_ci(f.loc[f.down_to == s, "similarity"]) for s in steps]
-        half = np.array([[m - lo, hi - m] if lo is not None else [0, 0] for m, lo, hi in got]).T
-        ax.errorbar(np.arange(len(steps)) + .06*i, [m for m, *_ in got], half, color=COLOURS[i % 8], marker="os^Dv*"[i % 6], ms=5, capsize=3, label=name)
-    ax.axhline(0, color="#444444", lw=.8); ax.set_xticks(range(len(steps)), steps); ax.set_ylim(-.6, 1.05); ax.grid(alpha=.25); ax.legend(fontsize=8)
-    ax.set_xlabel("shuffled from the head down to this group"); ax.set_ylabel("rank correlation\nwith the trained network's map")
+        steps = list(dict.fromkeys(f.down_to))
+        rows = [mean_ci(f.loc[f.down_to == s, "similarity"]) for s in steps]
+        dots_and_intervals(ax, rows, at=[x + .06*i for x in range(len(steps))], looks=style(i), horizontal=False,
+                           line="-", label=name, size=5)
+    ax.axhline(0, color="#444444", lw=.8); ax.set_xticks(range(len(steps)), steps); ax.set_ylim(-.6, 1.05)
+    ax.grid(alpha=.25); ax.legend(fontsize=8)
+    ax.set_xlabel("shuffled from the head down to this group")
+    ax.set_ylabel("rank correlation\nwith the trained network's map")
     return ax

@@ -4,43 +4,55 @@
 
 # %% auto #0
 __all__ = ['EDGES', 'predict_logits', 'reliability', 'ece', 'brier', 'nll', 'ece_by_chance', 'fit_temperature', 'Calibration',
-           'wilson', 'calibration']
+           'share_interval', 'calibration']
 
 # %% ../../nbs/api/explain/02_calibration.ipynb #0a8dbf84
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core.errors import FinetuneError
-from ..core.figures import COLOURS
+from ..core.figures import dots_and_intervals, style
 from ..core.seeds import rng
 from .layers import need_learner, split_dl
 from ..models.architecture import compute_threads, threads_for
 from ..training.score import eval_mode
 
+# %% ../../nbs/api/explain/02_calibration.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
+
 # %% ../../nbs/api/explain/02_calibration.ipynb #edbd84ad
 def predict_logits(
     learn, # a learner of `pretrained_learner`
     split="test", # "train" (the labelled items), "valid", "test" or a shift
+    *,
     limit=0, # the first so many of a fixed shuffle; 0 for all
-): # -> (logits float64 [N, C], labels int64 [N])
+) -> tuple: # (logits float64 [N, C], labels int64 [N])
     "The network's answers for a split, in the split's order."
-    dl = split_dl(learn, split, limit)
+    dl = split_dl(learn, split, limit=limit)
     with compute_threads(threads_for(learn.model)), eval_mode(learn.model):
-        out = [(learn.model(x.as_subclass(torch.Tensor)).cpu().double().numpy(), y.as_subclass(torch.Tensor).cpu().numpy()) for x, y in dl]
+        out = [(learn.model(x.as_subclass(torch.Tensor)).cpu().double().numpy(),
+                y.as_subclass(torch.Tensor).cpu().numpy()) for x, y in dl]
     return tuple(np.concatenate(part) for part in zip(*out))
 
+# %% ../../nbs/api/explain/02_calibration.ipynb #c6a897b8
 def _check(scores, labels, what):
     s, y = np.asarray(scores, float), np.asarray(labels)
-    if s.ndim != 2 or y.shape != (len(s),) or not len(s): raise FinetuneError(f"{what} must be a table [items, classes] with one label each, got shapes {list(s.shape)} and {list(y.shape)}")
+    if s.ndim != 2 or y.shape != (len(s),) or not len(s):
+        raise FinetuneError(f"{what} must be a table [items, classes] with one label each, got shapes {list(s.shape)} "
+                            f"and {list(y.shape)}")
     if not np.isfinite(s).all(): raise FinetuneError(f"{what} hold NaN or infinity: the network has diverged")
-    if y.min() < 0 or y.max() >= s.shape[1]: raise FinetuneError(f"labels go from {y.min()} to {y.max()}, but {what} have {s.shape[1]} columns")
+    if y.min() < 0 or y.max() >= s.shape[1]:
+        raise FinetuneError(f"labels go from {y.min()} to {y.max()}, but {what} have {s.shape[1]} columns")
     return s, y
 
 def _probs(probs, labels):
     p, y = _check(probs, labels, "probabilities")
-    if p.min() < -1e-6 or np.abs(p.sum(1) - 1).max() > 1e-3: raise FinetuneError("rows of probabilities must add up to 1; these look like logits: take their softmax first")
+    if p.min() < -1e-6 or np.abs(p.sum(1) - 1).max() > 1e-3:
+        raise FinetuneError("rows of probabilities must add up to 1; these look like logits: take their softmax first")
     return p, y
 
 # %% ../../nbs/api/explain/02_calibration.ipynb #fa273add
@@ -53,38 +65,45 @@ def _bin_of(c, bins, adaptive):
 def reliability(
     probs, # [N, C], rows add up to 1
     labels, # [N]
+    *,
     bins=15,
     adaptive=False, # as many items in each bin? else bins of equal width
-): # -> pandas DataFrame, one row a bin with items: low, high, n, confidence, accuracy
+) -> "DataFrame": # one row per bin with items: low, high, n, confidence, accuracy
     "Mean confidence and accuracy by confidence: what a reliability diagram draws."
     import pandas as pd
     p, y = _probs(probs, labels)
     if int(bins) < 1: raise FinetuneError(f"bins must be at least 1, got {bins}")
     c, right = p.max(1), (p.argmax(1) == y).astype(float)
     which = _bin_of(c, bins, adaptive)
-    rows = [dict(low=c[m].min() if adaptive else b/bins, high=c[m].max() if adaptive else (b + 1)/bins, n=int(m.sum()), confidence=c[m].mean(), accuracy=right[m].mean())
-            for b in range(bins) if (m := which == b).any()]
+    rows = [dict(low=c[m].min() if adaptive else b/bins, high=c[m].max() if adaptive else (b + 1)/bins, n=int(m.sum()),
+                 confidence=c[m].mean(), accuracy=right[m].mean()) for b in range(bins) if (m := which == b).any()]
     return pd.DataFrame(rows)
 
+# %% ../../nbs/api/explain/02_calibration.ipynb #f883e581
 def ece(
     probs, labels, # [N, C] and [N]
+    *,
     bins=15,
     adaptive=False, # bins of equal numbers of items (Nguyen and O'Connor, 2015)?
-): # -> 0..1
+) -> float: # 0..1
     "Expected calibration error of the chosen class: mean gap between confidence and accuracy, weighted by items (Naeini et al., 2015; Guo et al., 2017)."
-    t = reliability(probs, labels, bins, adaptive)
+    t = reliability(probs, labels, bins=bins, adaptive=adaptive)
     return float((t.n * (t.accuracy - t.confidence).abs()).sum() / t.n.sum())
 
 # %% ../../nbs/api/explain/02_calibration.ipynb #e98999f5
-def brier(probs, labels):
+def brier(
+    probs, # [N, C], rows add up to 1
+    labels, # [N]
+) -> float: # 0 to 2
     "Mean squared distance of the probabilities from the truth, summed over the classes: 0 to 2 (Brier, 1950)."
     p, y = _probs(probs, labels)
     return float((p*p).sum(1).mean() - 2*p[np.arange(len(y)), y].mean() + 1)
 
 def nll(
     logits, labels, # [N, C] and [N]
+    *,
     temperature=1.0, # logits are divided by it
-): # -> nats
+) -> float: # nats
     "Mean negative log-likelihood of the labels."
     from scipy.special import logsumexp
     z, y = _check(logits, labels, "logits")
@@ -95,10 +114,11 @@ def nll(
 def ece_by_chance(
     probs, # [N, C]
     bins=15,
+    *,
     adaptive=False,
     draws=200, # simulated sets of labels
     seed=0,
-): # -> float64 [draws]
+) -> np.ndarray: # float64 [draws]
     "ECE that a perfectly calibrated network would show on as many items with these confidences (Bröcker and Smith, 2007)."
     c = np.asarray(probs, float).max(1)
     which, right = _bin_of(c, bins, adaptive), rng(seed, "ece").random((draws, len(c))) < c
@@ -109,11 +129,12 @@ EDGES = (.05, 20.)  # a temperature is looked for between these
 
 def fit_temperature(
     logits, labels, # of the validation split: [N, C] and [N]
-): # -> T > 0, within `EDGES`
+) -> float: # T > 0, within `EDGES`
     "The temperature with the lowest negative log-likelihood (Guo et al., 2017)."
     from scipy.optimize import minimize_scalar
     z, y = _check(logits, labels, "logits")
-    found = minimize_scalar(lambda t: nll(z, y, np.exp(t)), bounds=np.log(EDGES), method="bounded", options=dict(xatol=1e-5))
+    found = minimize_scalar(lambda t: nll(z, y, temperature=np.exp(t)), bounds=np.log(EDGES), method="bounded",
+                            options=dict(xatol=1e-5))
     return float(np.exp(found.x)) if found.fun < nll(z, y) else 1.0  # nothing better than leaving it
 
 # %% ../../nbs/api/explain/02_calibration.ipynb #24208419
@@ -127,51 +148,79 @@ class Calibration:
     valid_nll:tuple  # validation NLL before and after
     bins:int
 
-    def probs(self, tempered=False):
-        from scipy.special import softmax
-        return softmax(self.logits / (self.temperature if tempered else 1.), axis=1)
+# %% ../../nbs/api/explain/02_calibration.ipynb #c22f1cc9
+@patch
+def probs(
+    self:Calibration,
+    tempered=False, # after temperature scaling?
+) -> np.ndarray: # [N, C]
+    "The probabilities."
+    from scipy.special import softmax
+    return softmax(self.logits / (self.temperature if tempered else 1.), axis=1)
 
-    def table(self):
-        "One row before, one after the temperature: accuracy, mean confidence, ECE with what chance alone gives, adaptive ECE, Brier score, NLL."
-        import pandas as pd
-        def row(name, t):
-            p = self.probs(t)
-            return dict(answers=name, temperature=self.temperature if t else 1., accuracy=float((p.argmax(1) == self.labels).mean()), confidence=float(p.max(1).mean()),
-                        ece=ece(p, self.labels, self.bins), ece_by_chance=float(ece_by_chance(p, self.bins).mean()), ece_adaptive=ece(p, self.labels, self.bins, True),
-                        brier=brier(p, self.labels), nll=nll(self.logits, self.labels, self.temperature if t else 1.))
-        return pd.DataFrame([row("as given", False), row("with temperature", True)]).set_index("answers")
+# %% ../../nbs/api/explain/02_calibration.ipynb #d5778e86
+@patch
+def table(self:Calibration):
+    "One row before, one after the temperature: accuracy, mean confidence, ECE with what chance alone gives, adaptive ECE, Brier score, NLL."
+    import pandas as pd
+    def row(name, t):
+        p = self.probs(t)
+        return dict(answers=name, temperature=self.temperature if t else 1.,
+                    accuracy=float((p.argmax(1) == self.labels).mean()), confidence=float(p.max(1).mean()),
+                    ece=ece(p, self.labels, bins=self.bins), ece_by_chance=float(ece_by_chance(p, self.bins).mean()),
+                    ece_adaptive=ece(p, self.labels, bins=self.bins, adaptive=True), brier=brier(p, self.labels),
+                    nll=nll(self.logits, self.labels, temperature=self.temperature if t else 1.))
+    return pd.DataFrame([row("as given", False), row("with temperature", True)]).set_index("answers")
 
-    def plot(self, axes=None):
-        "Reliability diagram with 95 % Wilson intervals, and how many items have which confidence."
-        import matplotlib.pyplot as plt
-        if axes is None: axes = plt.subplots(2, 1, figsize=(4.8, 5), layout="constrained", sharex=True, height_ratios=[3, 1])[1]
-        axes[0].plot([0, 1], [0, 1], color="#666666", lw=1, ls="--", label="calibrated")
-        for i, (t, label) in enumerate(((False, "as given"), (True, f"temperature {self.temperature:.2f}"))):
-            r = reliability(self.probs(t), self.labels, self.bins)
-            low, high = wilson(r.accuracy*r.n, r.n)
-            axes[0].errorbar(r.confidence, r.accuracy, [r.accuracy - low, high - r.accuracy], color=COLOURS[i], marker="os"[i], ms=4, lw=1.2, elinewidth=.8, capsize=2, label=label)
-            axes[1].stairs(np.histogram(self.probs(t).max(1), np.linspace(0, 1, self.bins + 1))[0], np.linspace(0, 1, self.bins + 1), color=COLOURS[i], lw=1.5, ls=["-", "--"][i])
-        axes[0].set_ylabel("share that is right"); axes[1].set_ylabel("items"); axes[1].set_xlabel("confidence"); axes[0].legend(fontsize=8, loc="lower right")
-        axes[0].set_title(f"{self.split}: {len(self.labels)} items", fontsize=10)
-        for ax in axes: ax.set_xlim(0, 1.01); ax.grid(alpha=.25)
-        axes[0].set_ylim(-.04, 1.05)
-        return axes
-
-def wilson(k, n, z=1.96):
-    "95 % interval of a share, k of n (Wilson, 1927)."
+# %% ../../nbs/api/explain/02_calibration.ipynb #24ced5bb
+def share_interval(
+    k, # items that count, a number or an array
+    n, # items in all
+) -> tuple: # (low, high), 0..1
+    "95 % interval of a share, by Wilson's method (statsmodels)."
+    from statsmodels.stats.proportion import proportion_confint
     k, n = np.asarray(k, float), np.asarray(n, float)
-    mid, half = (k + z*z/2)/(n + z*z), z*np.sqrt(k*(n - k)/n + z*z/4)/(n + z*z)
-    return np.clip(mid - half, 0, k/n), np.clip(mid + half, k/n, 1)
+    low, high = proportion_confint(k, n, method="wilson")
+    return np.minimum(low, k/n).clip(0), np.maximum(high, k/n).clip(None, 1)  # without rounding errors at 0 and 1
 
+# %% ../../nbs/api/explain/02_calibration.ipynb #b4f408c5
+@patch
+def plot(
+    self:Calibration,
+    axes=None, # two matplotlib axes, one above the other
+): # -> matplotlib axes
+    "Reliability diagram with 95 % Wilson intervals, and how many items have which confidence."
+    import matplotlib.pyplot as plt
+    if axes is None:
+        axes = plt.subplots(2, 1, figsize=(4.8, 5), layout="constrained", sharex=True, height_ratios=[3, 1])[1]
+    axes[0].plot([0, 1], [0, 1], color="#666666", lw=1, ls="--", label="calibrated")
+    for i, (t, label) in enumerate(((False, "as given"), (True, f"temperature {self.temperature:.2f}"))):
+        r = reliability(self.probs(t), self.labels, bins=self.bins)
+        low, high = share_interval(r.accuracy*r.n, r.n)
+        dots_and_intervals(axes[0], list(zip(r.accuracy, low, high)), at=r.confidence, looks=style(i), line="-",
+                           horizontal=False, label=label, size=4)
+        edges = np.linspace(0, 1, self.bins + 1)
+        counts = np.histogram(self.probs(t).max(1), edges)[0]
+        axes[1].stairs(counts, edges, color=style(i)["color"], lw=1.5, ls=["-", "--"][i])
+    axes[0].set_ylabel("share that is correct"); axes[1].set_ylabel("items"); axes[1].set_xlabel("confidence")
+    axes[0].legend(fontsize=8, loc="lower right")
+    axes[0].set_title(f"{self.split}: {len(self.labels)} items", fontsize=10)
+    for ax in axes: ax.set_xlim(0, 1.01); ax.grid(alpha=.25)
+    axes[0].set_ylim(-.04, 1.05)
+    return axes
+
+# %% ../../nbs/api/explain/02_calibration.ipynb #31e840f2
 def calibration(
     learn, # a learner of `pretrained_learner`
     split="test", # "valid", "test" or a shift: what is measured
+    *,
     bins=15,
     limit=0, # items of `split` at most; 0 for all
-): # -> Calibration with .table() and .plot()
+) -> Calibration: # with .table() and .plot()
     "Calibration on a split, as given and with a temperature fitted on the validation split alone."
     need_learner(learn)
     learn.task.require("calibration", target="classes")
     valid, y = predict_logits(learn, "valid")
     t = fit_temperature(valid, y)
-    return Calibration(split, *predict_logits(learn, split, limit), t, (nll(valid, y), nll(valid, y, t)), bins)
+    return Calibration(split, *predict_logits(learn, split, limit=limit), t,
+                       (nll(valid, y), nll(valid, y, temperature=t)), bins)

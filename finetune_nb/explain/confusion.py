@@ -7,46 +7,58 @@ __all__ = ['count_matrix', 'most_confused', 'paired_shares', 'Confusions', 'conf
 
 # %% ../../nbs/api/explain/03_confusion.ipynb #e3ea25e9
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.errors import FinetuneError
-from ..core.figures import COLOURS
+from ..core.figures import COLOURS, dots_and_intervals, margin_band
 from .calibration import predict_logits
 from .layers import need_learner, weights_of
+
+# %% ../../nbs/api/explain/03_confusion.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/explain/03_confusion.ipynb #474af988
 def count_matrix(
     labels, # true classes [N]
     predicted, # chosen classes [N]
     n, # number of classes
-): # -> int64 [n, n]: rows are true, columns chosen
+) -> np.ndarray: # int64 [n, n]: rows are true, columns chosen
     "Confusion matrix of counts."
     y, p = np.asarray(labels, int), np.asarray(predicted, int)
-    if y.shape != p.shape or y.ndim != 1: raise FinetuneError(f"one answer is needed for each label, got {p.shape} for {y.shape}")
-    if len(y) and (min(y.min(), p.min()) < 0 or max(y.max(), p.max()) >= n): raise FinetuneError(f"classes go from 0 to {n - 1}, but there is a {max(y.max(), p.max())} or a negative one among them")
+    if y.shape != p.shape or y.ndim != 1:
+        raise FinetuneError(f"one answer is needed for each label, got {p.shape} for {y.shape}")
+    if len(y) and (min(y.min(), p.min()) < 0 or max(y.max(), p.max()) >= n):
+        raise FinetuneError(
+            f"classes go from 0 to {n - 1}, but there is a {max(y.max(), p.max())} or a negative one among them")
     return np.bincount(y*n + p, minlength=n*n).reshape(n, n)
 
+# %% ../../nbs/api/explain/03_confusion.ipynb #40a34c39
 def most_confused(
     matrix, # of `count_matrix`
     classes, # names
+    *,
     k=10, # pairs at most
     both_ways=False, # count a taken for b and b for a as one?
-): # -> pandas DataFrame: true, taken_for, n, share (of the true class; of both with both_ways)
+) -> "DataFrame": # true, taken_for, n, share (of the true class; of both with both_ways)
     "The pairs of classes that are confused most often."
     import pandas as pd
     m = np.array(matrix); np.fill_diagonal(m, 0)
     of = np.array(matrix).sum(1, keepdims=True) + np.zeros_like(m)
     if both_ways: m, of = np.triu(m + m.T), of + of.T
     order = np.argsort(-m, axis=None, kind="stable")[:k]
-    return pd.DataFrame([dict(true=classes[i], taken_for=classes[j], n=int(m[i, j]), share=m[i, j]/of[i, j]) for i, j in zip(*np.unravel_index(order, m.shape)) if m[i, j]],
+    return pd.DataFrame([dict(true=classes[i], taken_for=classes[j], n=int(m[i, j]), share=m[i, j]/of[i, j])
+                         for i, j in zip(*np.unravel_index(order, m.shape)) if m[i, j]],
                         columns=["true", "taken_for", "n", "share"])
 
 # %% ../../nbs/api/explain/03_confusion.ipynb #9dfd3f82
 def paired_shares(
     before, after, # bool [N]: right or not, for the same items
+    *,
     z=1.96, # standard errors of the interval
-): # -> (difference after - before, low, high)
+) -> tuple: # (difference after - before, low, high)
     "Difference of two shares on the same items with a 95 % interval (Agresti and Min, 2005)."
     a, b = np.asarray(before, bool), np.asarray(after, bool)
     lost, won, n = (a & ~b).sum() + .5, (~a & b).sum() + .5, len(a) + 2
@@ -64,78 +76,102 @@ class Confusions:
     after:np.ndarray
     names:tuple = ("before", "after")
 
-    def matrix(self, which="after"):
-        "Counts [C, C], rows true; 'before', 'after' or 'change' (after minus before)."
-        if which == "change": return self.matrix("after") - self.matrix("before")
-        if which not in ("before", "after"): raise FinetuneError(f"which matrix: before, after or change, not '{which}'")
-        return count_matrix(self.labels, getattr(self, which), len(self.classes))
+# %% ../../nbs/api/explain/03_confusion.ipynb #b70da019
+@patch
+def matrix(self:Confusions, which="after"):
+    "Counts [C, C], rows true; 'before', 'after' or 'change' (after minus before)."
+    if which == "change": return self.matrix("after") - self.matrix("before")
+    if which not in ("before", "after"): raise FinetuneError(f"which matrix: before, after or change, not '{which}'")
+    return count_matrix(self.labels, getattr(self, which), len(self.classes))
 
-    def pairs(self, k=10, both_ways=False):
-        "The k pairs confused most after, with their number before."
-        m, t = self.matrix("before"), most_confused(self.matrix("after"), self.classes, k, both_ways)
-        at = {c: i for i, c in enumerate(self.classes)}
-        count = [int(m[at[a], at[b]] + (m[at[b], at[a]] if both_ways else 0)) for a, b in zip(t.true, t.taken_for)]
-        t.insert(3, f"n_{self.names[0]}", count)
-        return t
+# %% ../../nbs/api/explain/03_confusion.ipynb #0c69a4bb
+@patch
+def pairs(self:Confusions, k=10, both_ways=False):
+    "The k pairs confused most after, with their number before."
+    m, t = self.matrix("before"), most_confused(self.matrix("after"), self.classes, k=k, both_ways=both_ways)
+    at = {c: i for i, c in enumerate(self.classes)}
+    count = [int(m[at[a], at[b]] + (m[at[b], at[a]] if both_ways else 0)) for a, b in zip(t.true, t.taken_for)]
+    t.insert(3, f"n_{self.names[0]}", count)
+    return t
 
-    def recall(self):
-        "One row a class: items, recall before and after, paired difference with 95 % interval; most gained first."
-        import pandas as pd
-        rows = []
-        for i, c in enumerate(self.classes):
-            if not (m := self.labels == i).any(): continue
-            a, b = self.before[m] == i, self.after[m] == i
-            rows.append(dict(zip(["class", "items", *self.names, "change", "low", "high"], [c, int(m.sum()), a.mean(), b.mean(), *paired_shares(a, b)])))
-        return pd.DataFrame(rows).sort_values("change", ascending=False, kind="stable").reset_index(drop=True)
+# %% ../../nbs/api/explain/03_confusion.ipynb #a3261fa7
+@patch
+def recall(self:Confusions):
+    "One row per class: items, recall before and after, paired difference with 95 % interval; most gained first."
+    import pandas as pd
+    rows = []
+    for i, c in enumerate(self.classes):
+        if not (m := self.labels == i).any(): continue
+        a, b = self.before[m] == i, self.after[m] == i
+        rows.append(dict(zip(["class", "items", *self.names, "change", "low", "high"],
+                             [c, int(m.sum()), a.mean(), b.mean(), *paired_shares(a, b)])))
+    return pd.DataFrame(rows).sort_values("change", ascending=False, kind="stable").reset_index(drop=True)
 
-    def shown(self, top=15):
-        "Positions of the classes to draw: all, or the `top` with the most errors in either set, in the classes' order."
-        errors = sum(m + m.T for m in (self.matrix(w) for w in ("before", "after"))).astype(float); np.fill_diagonal(errors, 0)
-        return np.arange(len(self.classes)) if len(self.classes) <= top else np.sort(np.argsort(-errors.sum(1), kind="stable")[:top])
+# %% ../../nbs/api/explain/03_confusion.ipynb #ec28149d
+@patch
+def shown(self:Confusions, top=15):
+    "Positions of the classes to draw: all, or the `top` with the most errors in either set, in the classes' order."
+    errors = sum(m + m.T for m in (self.matrix(w) for w in ("before", "after"))).astype(float)
+    np.fill_diagonal(errors, 0)
+    return (np.arange(len(self.classes)) if len(self.classes) <= top
+            else np.sort(np.argsort(-errors.sum(1), kind="stable")[:top]))
 
-    def plot(self, top=15, figsize=None):
-        "Both matrices and their difference; of many classes the `top` with the most errors, the rest as 'other'."
-        import matplotlib.pyplot as plt
-        keep = self.shown(top); rest = len(keep) < len(self.classes)
-        names = [str(self.classes[i])[:14] for i in keep] + ["other"]*rest
-        place = np.full(len(self.classes), len(keep)); place[keep] = np.arange(len(keep))
-        panels = [count_matrix(place[self.labels], place[p], len(names)) for p in (self.before, self.after)]
-        side = max(2.6, .27*len(names))
-        axes = plt.subplots(1, 3, figsize=figsize or (3*side + 1.6, side + 1.1), layout="constrained", sharey=True)[1]
-        change = panels[1] - panels[0]; np.fill_diagonal(top_ := np.abs(change), 0)
-        for ax, m, title in zip(axes, [*panels, change], [*self.names, f"{self.names[1]} minus {self.names[0]}"]):
-            diff = m is change
-            off = m.copy(); np.fill_diagonal(off, 0)
-            # The colours are for the errors; hits, which are many more, are written in grey.
-            lim = max(1, top_.max() if diff else max(p[~np.eye(len(p), dtype=bool)].max() for p in panels))
-            ax.imshow(off, cmap="PuOr_r" if diff else "Oranges", vmin=-lim if diff else 0, vmax=lim)
-            for i, j in zip(*np.nonzero(m)):
-                ax.text(j, i, f"{m[i, j]:+d}" if diff else m[i, j], ha="center", va="center", fontsize=7, color="#888888" if i == j else "white" if abs(off[i, j]) > .65*lim else "black")
-            ax.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=8); ax.set_yticks(range(len(names)), names, fontsize=8)
-            ax.set_title(title, fontsize=10); ax.set_xlabel("taken for")
-        axes[0].set_ylabel("true class")
-        return axes
+# %% ../../nbs/api/explain/03_confusion.ipynb #fc80b867
+@patch
+def plot(self:Confusions, top=15, figsize=None):
+    "Both matrices and their difference; of many classes the `top` with the most errors, the rest as 'other'."
+    import matplotlib.pyplot as plt
+    keep = self.shown(top); rest = len(keep) < len(self.classes)
+    names = [str(self.classes[i])[:14] for i in keep] + ["other"]*rest
+    place = np.full(len(self.classes), len(keep)); place[keep] = np.arange(len(keep))
+    panels = [count_matrix(place[self.labels], place[p], len(names)) for p in (self.before, self.after)]
+    side = max(2.6, .27*len(names))
+    axes = plt.subplots(1, 3, figsize=figsize or (3*side + 1.6, side + 1.1), layout="constrained", sharey=True)[1]
+    change = panels[1] - panels[0]; np.fill_diagonal(top_ := np.abs(change), 0)
+    for ax, m, title in zip(axes, [*panels, change], [*self.names, f"{self.names[1]} minus {self.names[0]}"]):
+        diff = m is change
+        off = m.copy(); np.fill_diagonal(off, 0)
+        # The colours are for the errors; hits, which are many more, are written in grey.
+        lim = max(1, top_.max() if diff else max(p[~np.eye(len(p), dtype=bool)].max() for p in panels))
+        ax.imshow(off, cmap="PuOr_r" if diff else "Oranges", vmin=-lim if diff else 0, vmax=lim)
+        for i, j in zip(*np.nonzero(m)):
+            ax.text(j, i, f"{m[i, j]:+d}" if diff else m[i, j], ha="center", va="center", fontsize=7,
+                    color="#888888" if i == j else "white" if abs(off[i, j]) > .65*lim else "black")
+        ax.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=8)
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.set_title(title, fontsize=10); ax.set_xlabel("taken for")
+    axes[0].set_ylabel("true class")
+    return axes
 
-    def plot_recall(self, top=20, ax=None):
-        "Change of recall with its interval; of many classes the `top` that changed most, either way."
-        import matplotlib.pyplot as plt
-        t = self.recall()
-        if len(t) > top: t = t.loc[np.sort(t.change.abs().sort_values(ascending=False, kind="stable").index[:top])]
-        if ax is None: ax = plt.subplots(figsize=(6, .22*len(t) + 1), layout="constrained")[1]
-        at = np.arange(len(t))
-        for i, (lo, hi) in enumerate(zip(t.low, t.high)):
-            clear = lo > 0 or hi < 0
-            ax.plot([100*lo, 100*hi], [i, i], color=COLOURS[0] if clear else COLOURS[6], lw=2); ax.plot(100*t.change.iloc[i], i, "D" if clear else "o", color=COLOURS[0] if clear else COLOURS[6], ms=5)
-        ax.axvline(0, color="#444444", lw=.8); ax.set_yticks(at, [f"{c} ({n})" for c, n in zip(t["class"], t["items"])], fontsize=8); ax.set_ylim(len(t) - .5, -.5); ax.grid(axis="x", alpha=.25)
-        ax.set_xlabel(f"recall, {self.names[1]} minus {self.names[0]}, percentage points\n(95 % interval; grey: includes zero)"); ax.set_ylabel("class (items)")
-        return ax
+# %% ../../nbs/api/explain/03_confusion.ipynb #76bea7fd
+@patch
+def plot_recall(self:Confusions, top=20, ax=None):
+    "Change of recall with its interval; of many classes the `top` that changed most, either way."
+    import matplotlib.pyplot as plt
+    t = self.recall()
+    if len(t) > top: t = t.loc[np.sort(t.change.abs().sort_values(ascending=False, kind="stable").index[:top])]
+    if ax is None: ax = plt.subplots(figsize=(6, .22*len(t) + 1), layout="constrained")[1]
+    clear = [lo > 0 or hi < 0 for lo, hi in zip(t.low, t.high)]
+    rows = [tuple(100*x for x in row) for row in zip(t.change, t.low, t.high)]
+    looks = [dict(color=COLOURS[0], marker="D") if c else dict(color=COLOURS[6], marker="o") for c in clear]
+    dots_and_intervals(ax, rows, looks=looks, size=5)
+    margin_band(ax)
+    ax.set_yticks(range(len(t)), [f"{c} ({n})" for c, n in zip(t["class"], t["items"])], fontsize=8)
+    ax.set_ylim(len(t) - .5, -.5)
+    ax.grid(axis="x", alpha=.25)
+    ax.set_xlabel(
+        f"recall, {self.names[1]} minus {self.names[0]}, percentage points\n(95 % interval; grey: includes zero)")
+    ax.set_ylabel("class (items)")
+    return ax
 
+# %% ../../nbs/api/explain/03_confusion.ipynb #4bf966bf
 def confusions(
     before, # a learner, or a snapshot of `after`'s weights, or chosen classes [N]
     after, # a learner of `pretrained_learner`
+    *,
     split="test", # "valid", "test" or a shift
     names=("before", "after"), # of the two, for headings
-): # -> Confusions
+) -> Confusions:
     "The answers of two networks, or of one network at two times, to the items of a split."
     need_learner(after)
     after.task.require("a confusion matrix", target="classes")
@@ -143,8 +179,12 @@ def confusions(
     if isinstance(before, dict):
         with weights_of(after.model, before): first = predict_logits(after, split)[0].argmax(1)
     elif hasattr(before, "task"):
-        if before.task.data_hash != after.task.data_hash: raise FinetuneError(f"the two learners have different tasks, '{before.task.name}' and '{after.task.name}': their answers cannot be compared item by item")
+        if before.task.data_hash != after.task.data_hash:
+            raise FinetuneError(f"the two learners have different tasks, '{before.task.name}' and '{after.task.name}': "
+                                "their answers cannot be compared item by item")
         first = predict_logits(before, split)[0].argmax(1)
     else: first = np.asarray(before)
-    if first.shape != y.shape: raise FinetuneError(f"the {split} split has {len(y)} items, but there are answers of shape {first.shape} before")
+    if first.shape != y.shape:
+        raise FinetuneError(
+            f"the {split} split has {len(y)} items, but there are answers of shape {first.shape} before")
     return Confusions(list(after.task.target.vocab), y, first, logits.argmax(1), tuple(names))

@@ -10,19 +10,23 @@ __all__ = ['snapshot', 'weights_of', 'need_learner', 'weight_distance', 'group_o
 import warnings
 from collections import Counter
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..core.errors import FinetuneError, ModelError, unknown_name
-from ..core.figures import COLOURS
+from ..core.figures import dots_and_intervals, panels, style
 from ..core.seeds import rng
 from ..models.architecture import compute_threads, threads_for
 from ..experiments.stats import mean_ci
 from ..data.task import MemoryDL
 from ..layers.groups import layer_groups
 from ..training.score import eval_mode
+
+# %% ../../nbs/api/explain/00_layers.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/explain/00_layers.ipynb #22d83fe6
 def snapshot(learn):
@@ -37,8 +41,10 @@ def weights_of(
     "Inside the block `model` has the weights of `state`; afterwards its own again."
     if state is None: yield model; return
     own = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    if wrong := [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape]:
-        raise ModelError(f"this snapshot belongs to another network: {len(wrong)} tensors do not fit, such as '{min(wrong)}'. Take it from the same learner; merge_lora(model) if it has LoRA layers")
+    if wrong := [k for k in own.keys() | state.keys() if k not in own or k not in state
+                 or own[k].shape != state[k].shape]:
+        raise ModelError(f"this snapshot belongs to another network: {len(wrong)} tensors do not fit, such as "
+                         f"'{min(wrong)}'. Take it from the same learner; merge_lora(model) if it has LoRA layers")
     model.load_state_dict(state)
     try: yield model
     finally: model.load_state_dict(own)
@@ -46,18 +52,21 @@ def weights_of(
 def need_learner(learn):
     "An error for anything that `pretrained_learner` has not made."
     if not (hasattr(learn, "task") and hasattr(getattr(learn, "model", None), "kit_config")):
-        raise FinetuneError(f"{type(learn).__name__} has no task and model of the kit: make the learner with pretrained_learner(task, ...)")
+        raise FinetuneError(f"{type(learn).__name__} has no task and model of the kit: make the learner with "
+                            "pretrained_learner(task, ...)")
 
 # %% ../../nbs/api/explain/00_layers.ipynb #03e8926a
 def weight_distance(
     groups, # list of LayerGroup of the network as it is now
     before, # made by `snapshot`
-): # -> dict: name of a group -> distance as a share of the start's length; NaN if it started from zero
+) -> dict: # name of a group -> distance as a share of the start's length; NaN if it started from zero
     "Relative L2 distance of each group's weights from where they were."
     out = {}
     for g in groups:
-        if lost := [n for n in dict(g.named_params) if n not in before]: raise ModelError(f"the snapshot has no '{lost[0]}': it belongs to another network")
-        moved = sum((p.detach().cpu().double() - before[n].cpu().double()).square().sum().item() for n, p in g.named_params)
+        if lost := [n for n in dict(g.named_params) if n not in before]:
+            raise ModelError(f"the snapshot has no '{lost[0]}': it belongs to another network")
+        moved = sum((p.detach().cpu().double() - before[n].cpu().double()).square().sum().item()
+                    for n, p in g.named_params)
         start = sum(before[n].cpu().double().square().sum().item() for n, _ in g.named_params)
         out[g.name] = (moved / start)**.5 if start > 0 else float("nan")
     return out
@@ -73,13 +82,15 @@ def group_outputs(
     model, # any network
     groups, # its layer groups
     x, # a batch of at least two inputs
+    *,
     fits=lambda t: t.ndim > 1, # which tensors count as an output
-): # -> dict: name of a group -> (module, number of its call in a forward pass, shape of the output)
+) -> dict: # name of a group -> (module, number of its call in a forward pass, shape of the output)
     "The module whose output is the group's: the last of its modules to return."
     home, calls, found = {m: g.name for g in groups for m in g.modules}, Counter(), {}
     def look(m, args, out):
         calls[m] += 1; t = _tensor(out)
-        if t is not None and t.is_floating_point() and len(t) == len(x) and fits(t): found[home[m]] = m, calls[m], tuple(t.shape)
+        if t is not None and t.is_floating_point() and len(t) == len(x) and fits(t):
+            found[home[m]] = m, calls[m], tuple(t.shape)
     handles = [m.register_forward_hook(look) for m in home]
     try:
         with eval_mode(model): model(x)
@@ -91,42 +102,51 @@ def group_outputs(
 def pool(
     out, # [B, C, H, W], [B, H, W, C], [B, L, D] or [B, D]
     mask=None, # [B, L]: 1 where the text is; None for all
-    grid=1, # cells a side that feature maps are averaged in
+    *,
+    grid=1, # cells per side that feature maps are averaged in
     channels_last=False, # is a 4-d output [B, H, W, C]?
 ): # -> [B, D]
     "One vector an item: the mean over its places."
     if out.ndim == 4:
         if channels_last: out = out.permute(0, 3, 1, 2)
         return F.adaptive_avg_pool2d(out, grid).flatten(1)
-    if out.ndim == 3 and mask is not None and mask.shape == out.shape[:2]: return (out * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+    if out.ndim == 3 and mask is not None and mask.shape == out.shape[:2]:
+        return (out * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
     return out.flatten(1, -2).mean(1) if out.ndim > 2 else out
 
+# %% ../../nbs/api/explain/00_layers.ipynb #7b644daa
 def split_dl(
     learn, # a learner of `pretrained_learner`
     split="valid", # "train" (the labelled items), "valid", "test" or a shift
+    *,
     limit=0, # the first so many of a fixed shuffle; 0 for all
-): # -> MemoryDL, in order and without augmentation
+) -> MemoryDL: # in order and without augmentation
     "The items of a split as the network gets them in evaluation."
     need_learner(learn)
     input, device = learn.model.kit_config["input"], next(learn.model.parameters()).device
     if split != "train": return learn.task.test_dl(split, input, device, limit=limit)
     index = learn.dls.train.dataset.index
     if limit: index = index[np.sort(rng("limit").permutation(len(index))[:limit])]
-    return MemoryDL(learn.task.dataset("train", input, index), bs=256, after_batch=learn.task.transforms(input), device=device)
+    return MemoryDL(learn.task.dataset("train", input, index), bs=256, after_batch=learn.task.transforms(input),
+                    device=device)
 
+# %% ../../nbs/api/explain/00_layers.ipynb #8386ef95
 def activations(
     learn, # a learner of `pretrained_learner`
     split="valid", # "train" (the labelled items), "valid", "test" or a shift
+    *,
     groups=None, # list of LayerGroup; None for the learner's
     limit=512, # items at most; 0 for all
-    grid=1, # cells a side that feature maps are averaged in
-): # -> (dict: group -> float32 array [N, D], labels int64 [N])
+    grid=1, # cells per side that feature maps are averaged in
+) -> tuple: # (dict: group -> float32 array [N, D], labels int64 [N])
     "The pooled output of every layer group for the items of a split, in evaluation mode."
-    dl, model, groups = split_dl(learn, split, limit), learn.model, groups or learn.groups
+    dl, model, groups = split_dl(learn, split, limit=limit), learn.model, groups or learn.groups
     last, taps, parts, calls, mask = getattr(model, "output_fmt", None) == "NHWC", None, {}, Counter(), None
     def keep(m, args, out):
         calls[m] += 1
-        for name in at.get((m, calls[m]), []): parts.setdefault(name, []).append(pool(_tensor(out), mask, grid, last).float().cpu().numpy())
+        for name in at.get((m, calls[m]), []):
+            parts.setdefault(name, []).append(
+                pool(_tensor(out), mask, grid=grid, channels_last=last).float().cpu().numpy())
     handles, labels = [], []
     with compute_threads(threads_for(model)), eval_mode(model):
         try:
@@ -146,11 +166,14 @@ def activations(
 def cka(
     x, # activations [N, D1]
     y, # activations of the same items [N, D2]
+    *,
     unbiased=True, # take the bias of few items out? needs four items
-): # -> 1 for the same up to rotation and scale, about 0 for unrelated; NaN if one does not vary
+) -> float: # 1 for the same up to rotation and scale, about 0 for unrelated; NaN if one does not vary
     "Linear centred kernel alignment (Kornblith et al., 2019)."
     x, y = [np.asarray(a, np.float64) for a in (x, y)]
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y): raise FinetuneError(f"CKA compares two tables with the same items as rows, got shapes {list(x.shape)} and {list(y.shape)}")
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        raise FinetuneError(
+            f"CKA compares two tables with the same items as rows, got shapes {list(x.shape)} and {list(y.shape)}")
     if len(x) < 4: raise FinetuneError(f"CKA needs at least four items, got {len(x)}")
     x, y = [a - a.mean(0) for a in (x, y)]
     if unbiased: k, l = [_u_centred(a @ a.T) for a in (x, y)]; xy, xx, yy = (k*l).sum(), (k*k).sum(), (l*l).sum()
@@ -169,29 +192,33 @@ def _u_centred(k):
 def probe(
     x, y, # activations [N, D] and labels [N] to learn from
     x_valid, y_valid, # those to score on
+    *,
     C=1.0, # inverse strength of the penalty; fixed, so that nothing is chosen by looking
-): # -> accuracy, 0..1; of numbers and of several labels R2, up to 1
-    "Accuracy of logistic regression on standardised activations (linear probes: Alain and Bengio, 2016), or R2 of a ridge regression."
+) -> float: # accuracy, 0..1; of numbers and of several labels R2, up to 1
+    "How well a linear probe reads the labels from standardised activations (Alain and Bengio, 2016)."
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    if np.ndim(y) > 1 or np.asarray(y).dtype.kind == "f": return float(make_pipeline(StandardScaler(), Ridge(1/C)).fit(x, y).score(x_valid, y_valid))
+    if np.ndim(y) > 1 or np.asarray(y).dtype.kind == "f":
+        return float(make_pipeline(StandardScaler(), Ridge(1/C)).fit(x, y).score(x_valid, y_valid))
     if len(np.unique(y)) < 2: raise FinetuneError("a probe needs at least two classes among the training labels")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return float(make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-3, max_iter=300)).fit(x, y).score(x_valid, y_valid))
+        return float(make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-3, max_iter=300)).fit(x, y).score(
+            x_valid, y_valid))
 
 # %% ../../nbs/api/explain/00_layers.ipynb #abe8037b
 def layer_changes(
     learn, # a fine-tuned learner of `pretrained_learner`
     before, # made by `snapshot(learn)` before it was trained
+    *,
     granularity=None, # "stage", "block" or "layer"; None for the learner's own groups
     limit=512, # items of a split at most that activations are taken of; 0 for all
-    grid=1, # cells a side that feature maps are averaged in
+    grid=1, # cells per side that feature maps are averaged in
     unbiased=True, # which CKA
     probes=True, # fit linear probes? the slowest part
-): # -> pandas DataFrame, one row a group: layer, parameters, moved, cka, probe_before, probe_after
+) -> "DataFrame": # one row per group: layer, parameters, moved, cka, probe_before, probe_after
     "For each layer group: relative weight distance, CKA of the validation activations before and after, accuracy of linear probes before and after."
     import pandas as pd
     need_learner(learn)
@@ -199,10 +226,12 @@ def layer_changes(
     moved, got = weight_distance(groups, before), {}
     for when, state in (("before", before), ("after", None)):
         with weights_of(learn.model, state):
-            for split in ("valid", "train")[:2 if probes else 1]: got[when, split] = activations(learn, split, groups, limit, grid)
+            for split in ("valid", "train")[:2 if probes else 1]:
+                got[when, split] = activations(learn, split, groups=groups, limit=limit, grid=grid)
     (a, y), (b, _) = got["before", "valid"], got["after", "valid"]
     def row(g):
-        out = dict(layer=g.name, parameters=g.size, moved=moved[g.name], cka=cka(a[g.name], b[g.name], unbiased) if g.name in a else float("nan"))
+        out = dict(layer=g.name, parameters=g.size, moved=moved[g.name],
+                   cka=cka(a[g.name], b[g.name], unbiased=unbiased) if g.name in a else float("nan"))
         for when in ("before", "after")[:2 if probes else 0]:
             (v, y), (t, z) = got[when, "valid"], got[when, "train"]
             out[f"probe_{when}"] = probe(t[g.name], z, v[g.name], y) if g.name in v else float("nan")
@@ -210,30 +239,35 @@ def layer_changes(
     return pd.DataFrame([row(g) for g in groups])
 
 # %% ../../nbs/api/explain/00_layers.ipynb #f25831d0
-def _band(frame, column, layers):
-    "Mean and half-widths of the t interval of a column for each layer."
+def _band(frame, column, layers, scale=1):
+    "(mean, low, high) of a column for each layer."
     values = [[v for v in frame.loc[frame.layer == l, column] if v == v] for l in layers]
     got = [mean_ci(v) if v else (np.nan, None, None) for v in values]
-    return np.array([m for m, *_ in got]), np.array([[m - lo, hi - m] if lo is not None else [0, 0] for m, lo, hi in got]).T
+    return [tuple(None if x is None else scale*x for x in row) for row in got]
 
+# %% ../../nbs/api/explain/00_layers.ipynb #5febee5a
 def plot_layers(
     frame, # a table of `layer_changes`, or several with columns `arm` and `seed`
-    figsize=None,
+    figsize=None, # inches; None for 4 x 3.3 per plot
 ): # -> matplotlib axes
-    "Weight distance, CKA and probe accuracy over the layers, input side left; mean and 95 % interval if there are several seeds."
-    import matplotlib.pyplot as plt
-    if lost := [c for c in ("layer", "moved", "cka") if c not in frame]: raise FinetuneError(unknown_name("column", lost[0], frame.columns) + ". Give a table of layer_changes")
+    "Weight distance, CKA and probe accuracy over the layers, input side left; 95 % intervals over seeds."
+    if lost := [c for c in ("layer", "moved", "cka") if c not in frame]:
+        raise FinetuneError(unknown_name("column", lost[0], frame.columns) + ". Give a table of layer_changes")
     layers, probes = list(dict.fromkeys(frame.layer)), "probe_after" in frame
     arms = list(frame.groupby("arm", sort=False)) if "arm" in frame else [("", frame)]
-    axes = np.atleast_1d(plt.subplots(1, 2 + probes, figsize=figsize or (4*(2 + probes), 3.3), layout="constrained")[1])
-    columns = [("moved", "distance of the weights\n(share of their length at the start)"), ("cka", "CKA, before against after"), ("probe_after", "probe accuracy on validation, %")]
+    axes = panels(2 + probes, size=(4, 3.3) if figsize is None else (figsize[0]/(2 + probes), figsize[1]))
+    columns = [("moved", "distance of the weights\n(share of their length at the start)"),
+               ("cka", "CKA, before against after"), ("probe_after", "probe accuracy on validation, %")]
     at = np.arange(len(layers))
     for ax, (column, label) in zip(axes, columns):
         scale = 100 if column == "probe_after" else 1
         for i, (arm, part) in enumerate(arms):
-            m, half = _band(part, column, layers)
-            ax.errorbar(at + .1*(i - (len(arms) - 1)/2), scale*m, scale*half, color=COLOURS[i % 8], marker="os^Dv*"[i % 6], ms=5, lw=1.5, capsize=2, label=arm or "after")
-        if column == "probe_after": ax.plot(at, 100*_band(arms[0][1], "probe_before", layers)[0], color="#666666", ls="--", marker="x", label="before")
+            rows = _band(part, column, layers, scale)
+            dots_and_intervals(ax, rows, at=at + .1*(i - (len(arms) - 1)/2), looks=style(arm or 0), horizontal=False,
+                               line="-", label=arm or "after", size=5)
+        if column == "probe_after":
+            before = [m for m, *_ in _band(arms[0][1], "probe_before", layers, 100)]
+            ax.plot(at, before, color="#666666", ls="--", marker="x", label="before")
         ax.set_ylabel(label); ax.set_xticks(at, layers, rotation=30, ha="right"); ax.grid(alpha=.25)
     axes[0].set_ylim(bottom=0); axes[1].set_ylim(top=1.03)
     axes[-1].legend(fontsize=8)

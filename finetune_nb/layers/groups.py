@@ -10,6 +10,7 @@ __all__ = ['GRANULARITIES', 'LayerGroup', 'OrderWarning', 'layer_groups', 'group
 import warnings
 from dataclasses import dataclass, field
 from weakref import WeakSet
+from typing import TYPE_CHECKING
 
 import torch.nn as nn
 
@@ -17,6 +18,9 @@ from ..core.errors import ModelError, unknown_name
 from .partition import cut
 from .execution_order import first_use
 from .matchers import head_params, is_norm, name_lists, see_through
+
+# %% ../../nbs/api/layers/03_groups.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/layers/03_groups.ipynb #b5941d88
 @dataclass(eq=False)
@@ -28,11 +32,20 @@ class LayerGroup:
     first_use:int = None  # rank of the first of its parameters in a forward pass; None if not known
 
     @property
-    def params(self): return [p for _, p in self.named_params]
+    def params(self) -> list: # of Parameter
+        "Its parameters."
+        return [p for _, p in self.named_params]
+
     @property
-    def size(self): return sum(p.numel() for p in self.params)
+    def size(self) -> int: # numbers in all its tensors
+        "How many parameters, counted as numbers."
+        return sum(p.numel() for p in self.params)
+
     @property
-    def norms(self): return [m for m in self.modules if is_norm(m)]
+    def norms(self) -> list: # of nn.Module
+        "Its norm layers."
+        return [m for m in self.modules if is_norm(m)]
+
     def __repr__(self): return f"LayerGroup({self.name!r}, {len(self.params)} tensors, {self.size:,} parameters)"
 
 # %% ../../nbs/api/layers/03_groups.ipynb #010b4c62
@@ -42,10 +55,11 @@ class OrderWarning(UserWarning): "The order in which a network runs could not be
 
 def layer_groups(
     model, # any nn.Module with parameters: timm, transformers, fastai, torchvision, your own
-    granularity="stage", # "stage" for at most about eight groups, "block" for one a block, "layer" for one a layer
+    granularity="stage", # "stage" for at most about eight groups, "block" for one per block, "layer" for one per layer
+    *,
     example=None, # an input (tensor, tuple, or dict of keyword arguments) for the trace; None to guess one
     splitter=None, # a fastai splitter whose lists become the groups, in its own order
-): # -> list of LayerGroup, input side first, a known head last
+) -> list: # of LayerGroup, input side first, a known head last
     "Cut `model` into named groups; every parameter is in exactly one."
     if granularity not in GRANULARITIES: raise ModelError(unknown_name("granularity", granularity, GRANULARITIES))
     params = dict(model.named_parameters())
@@ -54,38 +68,47 @@ def layer_groups(
         raise ModelError(f"parameter '{lazy}' has no shape yet: send one batch through the network first")
     if splitter is not None: return _build(model, _split(model, params, splitter), None)
     prefix, inner = see_through(model)
-    target, rank, why = model, *first_use(model, example)
-    if rank is None and inner is not model:  # a wrapper takes what its author liked; the model inside is of a known kind
-        rank, other = first_use(inner)
+    rank, why = first_use(model, example)
+    # a wrapper's inputs are its author's choice; the model inside is of a known kind
+    if rank is None and inner is not model:
+        rank, _ = first_use(inner)
         if rank is not None: rank = {prefix + n: i for n, i in rank.items()}
     if rank is None: _warn(model, why)
-    return _build(model, [(u.name, u.params) for u in cut(model, granularity, rank)], rank)
+    return _build(model, [(u.name, u.params) for u in cut(model, granularity, rank=rank)], rank)
 
+# %% ../../nbs/api/layers/03_groups.ipynb #221a9604
 def _build(model, lists, rank):
     "LayerGroups from (name, parameter names) pairs."
     params = dict(model.named_parameters())
-    groups = [LayerGroup(name, [(n, params[n]) for n in names], first_use=min((rank[n] for n in names if n in rank), default=None) if rank else None) for name, names in lists]
+    groups = [LayerGroup(name, [(n, params[n]) for n in names],
+                         first_use=min((rank[n] for n in names if n in rank), default=None) if rank else None)
+              for name, names in lists]
     _add_modules(model, groups)
     return groups
 
 def _warn(model, why):
-    "Once a network: what is not known, and what to do."
+    "One warning per network: what is not known, and what to do."
     if model in _WARNED: return
     _WARNED.add(model)
-    warnings.warn(f"{type(model).__name__}: the order of its layers could not be checked ({why}); groups follow the order in which they are written. "
-                  "Pass layer_groups(model, example=<an input>), or edit parameters_table(groups) and call regroup(model, table)", OrderWarning, stacklevel=3)
+    warnings.warn(f"{type(model).__name__}: the order of its layers could not be checked ({why}); groups follow the "
+                  "order in which they are written. "
+                  "Pass layer_groups(model, example=<an input>), or edit parameters_table(groups) and call "
+                  "regroup(model, table)", OrderWarning, stacklevel=3)
+
+# %% ../../nbs/api/layers/03_groups.ipynb #94ecf19d
 _WARNED = WeakSet()
 
 def _add_modules(model, groups):
     "Give every module to the group that holds all its parameters; those without parameters go where their name points."
     home = {n: i for i, g in enumerate(groups) for n, _ in g.named_params}
     same = {id(p): i for i, g in enumerate(groups) for p in g.params}  # a tied weight counts under each of its names
-    below, begins, order, last = {}, {}, [], None
+    begins, order, last = {}, [], None
     for name, m in model.named_modules():
         found = {same[id(p)] for p in m.parameters()}
         if len(found) == 1: groups[found.pop()].modules.append(m)
         elif not found: order.append((name, m, last))
-        if any(True for _ in m.parameters(recurse=False)): last = max(same[id(p)] for p in m.parameters(recurse=False)) if name else None
+        if any(True for _ in m.parameters(recurse=False)):
+            last = max(same[id(p)] for p in m.parameters(recurse=False)) if name else None
     for n, i in home.items():
         parts = n.split(".")[:-1]
         for d in range(len(parts) + 1): begins.setdefault(tuple(parts[:d]), {})[i] = None
@@ -101,36 +124,45 @@ def _add_modules(model, groups):
 # %% ../../nbs/api/layers/03_groups.ipynb #ce493086
 def groups_table(
     groups, # list of LayerGroup
-): # -> pandas DataFrame, one row a group
+) -> "DataFrame": # one row per group
     "Name, tensors, parameters, share of all parameters, norm layers, and order of first use (empty if not known)."
     import pandas as pd
     total = sum(g.size for g in groups)
     used = sorted(g.first_use for g in groups if g.first_use is not None)
-    return pd.DataFrame([dict(group=g.name, tensors=len(g.params), parameters=g.size, share=g.size/total, norms=len(g.norms),
-                              first_use=used.index(g.first_use) if g.first_use is not None else None) for g in groups])
+    def row(g):
+        first = used.index(g.first_use) if g.first_use is not None else None
+        return dict(group=g.name, tensors=len(g.params), parameters=g.size, share=g.size/total, norms=len(g.norms),
+                    first_use=first)
+    return pd.DataFrame([row(g) for g in groups])
 
 def parameters_table(
     groups, # list of LayerGroup
-): # -> pandas DataFrame, one row a parameter
+) -> "DataFrame": # one row per parameter
     "Which parameter is in which group; edit the column `group` or the order of the rows, then call `regroup`."
     import pandas as pd
-    return pd.DataFrame([dict(parameter=n, group=g.name, shape="x".join(map(str, p.shape)), size=p.numel()) for g in groups for n, p in g.named_params])
+    return pd.DataFrame([dict(parameter=n, group=g.name, shape="x".join(map(str, p.shape)), size=p.numel())
+                         for g in groups for n, p in g.named_params])
 
 # %% ../../nbs/api/layers/03_groups.ipynb #7a2c203a
 def regroup(
     model, # the network
     table, # DataFrame (or anything it is made from) with columns parameter and group, in the wanted order
-): # -> list of LayerGroup, in the order in which the groups appear
+) -> list: # of LayerGroup, in the order in which the groups appear
     "Groups from an edited `parameters_table`."
     import pandas as pd
     table = pd.DataFrame(table)
-    if lost := [c for c in ("parameter", "group") if c not in table.columns]: raise ModelError(f"the table has no column '{lost[0]}'; it needs parameter and group")
+    if lost := [c for c in ("parameter", "group") if c not in table.columns]:
+        raise ModelError(f"the table has no column '{lost[0]}'; it needs parameter and group")
     named, lists = list(table.parameter), {}
     known = [n for n, _ in model.named_parameters()]
-    if unnamed := [n for n, g in zip(named, table.group) if not isinstance(g, str) or not g]: raise ModelError(f"parameter '{unnamed[0]}' has no group in the table")
-    if twice := [n for n in dict.fromkeys(named) if named.count(n) > 1]: raise ModelError(f"{_some(twice)} in the table twice; leave one row for each")
-    if strange := [n for n in named if n not in set(known)]: raise ModelError(f"{_some(strange)} in the table but not in the network")
-    if missing := [n for n in known if n not in set(named)]: raise ModelError(f"{_some(missing)} of the network missing from the table; give it a row and a group")
+    if unnamed := [n for n, g in zip(named, table.group) if not isinstance(g, str) or not g]:
+        raise ModelError(f"parameter '{unnamed[0]}' has no group in the table")
+    if twice := [n for n in dict.fromkeys(named) if named.count(n) > 1]:
+        raise ModelError(f"{_some(twice)} in the table twice; leave one row for each")
+    if strange := [n for n in named if n not in set(known)]:
+        raise ModelError(f"{_some(strange)} in the table but not in the network")
+    if missing := [n for n in known if n not in set(named)]:
+        raise ModelError(f"{_some(missing)} of the network missing from the table; give it a row and a group")
     for n, g in zip(named, table.group): lists.setdefault(g, []).append(n)
     return _build(model, list(lists.items()), None)
 
@@ -140,7 +172,7 @@ def _some(names): return f"parameter '{names[0]}'" + (f" and {len(names) - 1} mo
 def pick_groups(
     groups, # list of LayerGroup
     which, # "all", "head", "not head", "last 2", "first 2", or a list of names and such words
-): # -> set of names
+) -> set: # of names
     "The names of the groups that `which` means."
     names = [g.name for g in groups]
     if isinstance(which, str) and which not in names:
@@ -149,60 +181,81 @@ def pick_groups(
         if which == "not head": return set(names[:-1])
         side, _, number = which.partition(" ")
         if side in ("last", "first") and number:
-            if not number.isdecimal() or int(number) < 1: raise ModelError(f"'{which}' does not say how many groups; write '{side} 2'")
+            if not number.isdecimal() or int(number) < 1:
+                raise ModelError(f"'{which}' does not say how many groups; write '{side} 2'")
             return set(names[-int(number):] if side == "last" else names[:int(number)])
     if not isinstance(which, str): return set().union(*(pick_groups(groups, w) for w in which))
-    if which not in names: raise ModelError(unknown_name("layer group", which, [*names, "all", "head", "not head", "last N", "first N"]))
+    if which not in names:
+        raise ModelError(unknown_name("layer group", which, [*names, "all", "head", "not head", "last N", "first N"]))
     return {which}
 
 # %% ../../nbs/api/layers/03_groups.ipynb #343d179e
 def param_groups(
     groups, # list of LayerGroup
-    lr, # rate: a number, or one for each group
+    lr, # learning rate: a number, or one per group
+    *,
     weight_decay=0.01, # for matrices and kernels
     exempt=True, # spare norm layers and whatever has fewer than two dimensions?
-): # -> list of dicts for a torch optimiser: params, lr, weight_decay, name, group
-    "Torch parameter groups: one a layer group, two where some of it is exempt from weight decay."
+) -> list: # of dicts for a torch optimiser: params, lr, weight_decay, name, group
+    "Torch parameter groups: one per layer group, two where some of it is exempt from weight decay."
     rates = [lr]*len(groups) if isinstance(lr, (int, float)) else list(lr)
-    if len(rates) != len(groups): raise ModelError(f"{len(rates)} rates for {len(groups)} layer groups ({', '.join(g.name for g in groups)}); give one each, or a single number")
+    if len(rates) != len(groups):
+        raise ModelError(f"{len(rates)} learning rates for {len(groups)} layer groups "
+                         f"({', '.join(g.name for g in groups)}); "
+                         "give one each, or a single number")
     out = []
     for g, rate in zip(groups, rates):
         norms = {id(p) for m in g.norms for p in m.parameters(recurse=False)}
         spared = [p for p in g.params if exempt and (p.dim() <= 1 or id(p) in norms)]
         ids = {id(p) for p in spared}
-        for ps, wd, name in (([p for p in g.params if id(p) not in ids], weight_decay, g.name), (spared, 0., f"{g.name} (no decay)")):
+        for ps, wd, name in (([p for p in g.params if id(p) not in ids], weight_decay, g.name),
+                             (spared, 0., f"{g.name} (no decay)")):
             if ps: out.append(dict(params=ps, lr=float(rate), weight_decay=float(wd), name=name, group=g.name))
     return out
 
 # %% ../../nbs/api/layers/03_groups.ipynb #55c7825c
-def splitter(granularity="stage"):
-    "A fastai splitter: model -> lists of parameters, one a group."
-    def split(model): return [g.params for g in layer_groups(model, granularity)]
+def splitter(
+    granularity="stage", # of the groups: "stage", "block" or "layer"
+): # -> function from a model to lists of parameters, one per group
+    "A fastai splitter made of our groups."
+    def split(model):
+        "Lists of parameters, one per group."
+        return [g.params for g in layer_groups(model, granularity)]
     return split
 
+# %% ../../nbs/api/layers/03_groups.ipynb #829c4697
 def _split(model, params, split):
     "(name, parameter names) pairs of a fastai splitter, which has to give every parameter once."
     what = f"the splitter '{getattr(split, '__name__', type(split).__name__)}'"
     lists = list(split(model))
-    if lists and not isinstance(lists[0], (list, tuple)) and not hasattr(lists[0], "map"): lists = [lists]  # fastai, too, takes a flat list as one group
+    flat = lists and not isinstance(lists[0], (list, tuple)) and not hasattr(lists[0], "map")
+    if flat: lists = [lists]  # fastai, too, takes a flat list as one group
     byid, seen, out = {id(p): n for n, p in params.items()}, {}, []
     for i, ps in enumerate(lists):
         names = []
         for p in ps:
             n = byid.get(id(p))
             if n is None: raise ModelError(f"{what} gives something in list {i} that is no parameter of this network")
-            if n in seen: raise ModelError(f"{what} has parameter '{n}' twice, in lists {seen[n]} and {i}; each belongs in one")
+            if n in seen:
+                raise ModelError(f"{what} has parameter '{n}' twice, in lists {seen[n]} and {i}; each belongs in one")
             seen[n] = i; names.append(n)
         if not names: raise ModelError(f"{what} gives an empty list {i}; fastai cannot freeze what is not there")
         out.append(names)
-    if missing := [n for n in params if n not in seen]: raise ModelError(f"{what} misses {len(missing)} of {len(params)} parameters, such as '{missing[0]}': they would never train")
+    if missing := [n for n in params if n not in seen]:
+        raise ModelError(f"{what} misses {len(missing)} of {len(params)} parameters, such as '{missing[0]}': "
+                         "they would never train")
+    return list(zip(_split_names(model, out), out))
+
+# %% ../../nbs/api/layers/03_groups.ipynb #d7520ea7
+def _split_names(model, lists):
+    "Names of a splitter's lists: what their parameters share, and head for the head."
     prefix, inner = see_through(model)
     head, names = {prefix + n for n in head_params(inner)}, []
-    for own, given in zip(name_lists(out), out):
+    for own, given in zip(name_lists(lists), lists):
         shared = given[0].split(".")[:-1]
         while shared and not all(n.startswith(".".join(shared) + ".") for n in given): shared.pop()
         names.append(".".join(shared) or own)
-    if head and set(out[-1]) <= head: names[-1] = "head"
+    if head and set(lists[-1]) <= head: names[-1] = "head"
     for i, n in enumerate(names):
         while names[i] in names[:i]: names[i] += "'"
-    return list(zip(names, out))
+    return names

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import torch.nn as nn
+from fastcore.basics import patch
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..models.load import classifier_names
@@ -20,18 +21,19 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, getattr(nn,
 
 def is_norm(
     module, # any nn.Module
-): # -> bool
+) -> bool:
     "Is this module a normalisation layer, of whatever library?"
     if isinstance(module, NORMS): return True
     if any(True for _ in module.children()) or not (module._parameters or module._buffers): return False
-    return type(module).__name__.rstrip("123d").endswith("Norm") or type(module).__name__.startswith(("FrozenBatchNorm", "BatchNormAct", "LayerNormAct", "GroupNormAct"))
+    return type(module).__name__.rstrip("123d").endswith("Norm") or type(module).__name__.startswith((
+        "FrozenBatchNorm", "BatchNormAct", "LayerNormAct", "GroupNormAct"))
 
 # %% ../../nbs/api/layers/00_matchers.ipynb #881d1086
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 def see_through(
     model, # any nn.Module
-): # -> (str, nn.Module) beginning of its names, the module that holds the structure
+) -> tuple: # (str, nn.Module) beginning of its names, the module that holds the structure
     "The module inside all wrappers."
     prefix, inner, out = "", model, ("", model)
     while not (is_timm(inner) or is_transformers(inner) or any(True for _ in inner.parameters(recurse=False))):
@@ -42,15 +44,26 @@ def see_through(
     return out
 
 def _owns(m): return any(True for _ in m.parameters())
-def is_timm(m): return type(m).__module__.startswith("timm.") and (hasattr(m, "pretrained_cfg") or hasattr(m, "default_cfg"))
-def is_transformers(m): return hasattr(type(m), "base_model_prefix") and hasattr(m, "config")  # of the class: PEFT passes attributes through
+
+def is_timm(
+    m, # any nn.Module
+) -> bool:
+    "Was this network made by timm?"
+    return type(m).__module__.startswith("timm.") and (hasattr(m, "pretrained_cfg") or hasattr(m, "default_cfg"))
+
+def is_transformers(
+    m, # any nn.Module
+) -> bool:
+    "Was this network made by transformers?"
+    # of the class: PEFT passes attributes through
+    return hasattr(type(m), "base_model_prefix") and hasattr(m, "config")
 
 # %% ../../nbs/api/layers/00_matchers.ipynb #02ba415a
 HEADS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "head", "heads", "fc")
 
 def head_params(
     model, # the module inside all wrappers
-): # -> set of parameter names; empty where no head is known
+) -> set: # of parameter names; empty where no head is known
     "The parameters of a network's classifier, or of another output layer."
     names = [n for n, _ in model.named_parameters()]
     tops = [n for n, m in model.named_children() if _owns(m)]
@@ -59,9 +72,9 @@ def head_params(
         base = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
         head = [n for n in tops if (getattr(model, n) is not base if isinstance(base, nn.Module) else n in HEADS)]
         head = tuple(f"{n}." for n in head)
-    elif any(c.__name__ == "SequentialRNN" for c in type(model).__mro__): head = (f"{tops[-1]}.",)  # fastai's text models
+    # fastai's text models
+    elif any(c.__name__ == "SequentialRNN" for c in type(model).__mro__): head = (f"{tops[-1]}.",)
     elif type(model).__module__.startswith("torchvision.models"):
-        # Of a classifier with several layers the last one makes the classes; the others are pre-trained.
         last = [n for n, m in model.named_modules() if n.split(".")[0] in HEADS and m._parameters and not is_norm(m)]
         head = (f"{last[-1]}.",) if last else ()
     else: head = ()
@@ -78,8 +91,9 @@ class Unit:
 def timm_units(
     model, # a timm model
     granularity, # "stage" or "block"
+    *,
     head=(), # names of the head's parameters
-): # -> list of Unit without the head, or None where the family has no useful matcher
+) -> list|None: # of Unit without the head, or None where the family has no useful matcher
     "The pieces that the model's own family describes."
     from timm.models import group_parameters
     try: found = group_parameters(model, model.group_matcher(coarse=granularity == "stage"))
@@ -91,66 +105,101 @@ def timm_units(
     if len(members) < 2 or sum(map(len, members.values())) + len(head) != len(known): return None
     return [Unit(n, ns) for n, ns in zip(name_lists(list(members.values()), head), members.values())]
 
+# %% ../../nbs/api/layers/00_matchers.ipynb #ea6208c5
 def name_lists(
     lists, # lists of parameter names
     taken=(), # further parameter names, with which no beginning may be shared
-): # -> list of str
-    "A name for each list: the shortest beginning that no other list shares and that most of its parameters have; 'stem' for a mixed first one."
+) -> list: # of str
+    "A name for each list: the shortest beginning that is its alone and most common in it; 'stem' for a mixed first one."
     shared, out = {}, []
     for i, ns in enumerate([*lists, taken]):
         for n in ns:
             for d in range(1, n.count(".") + 2): shared.setdefault(tuple(n.split(".")[:d]), set()).add(i)
     for i, ns in enumerate(lists):
-        own = [next((p[:d] for d in range(1, len(p) + 1) if shared[tuple(p[:d])] == {i}), p) for p in (n.split(".") for n in ns)]
+        own = [next((p[:d] for d in range(1, len(p) + 1) if shared[tuple(p[:d])] == {i}), p)
+               for p in (n.split(".") for n in ns)]
         tally = Counter(map(tuple, own))
         out.append("stem" if i == 0 and len(tally) > 1 else ".".join(max(tally, key=tally.get)))
     return out
 
 # %% ../../nbs/api/layers/00_matchers.ipynb #684fa65d
+class _Tree:
+    "The modules of a network that own parameters outside the head."
+    def __init__(self, model, granularity, head):
+        self.model, self.granularity, self.own, self.owners = model, granularity, [], {}
+        for n, _ in model.named_parameters():
+            if n not in head: self.owners.setdefault(n.rpartition(".")[0], []).append(n)
+
+    def leaves(self, path): return [o for o in self.owners if not path or o == path or o.startswith(f"{path}.")]
+
+    def kids(self, path, m):
+        return [(p, c) for n, c in m.named_children() if self.leaves(p := f"{path}.{n}" if path else n)]
+
+    def flat(self, path, m):
+        "A layer, a layer with its norm, or a plain list of layers?"
+        inside = self.kids(path, m)
+        if inside and path in self.owners: return False
+        if any(self.kids(p, c) for p, c in inside): return False
+        return isinstance(m, LISTS) or sum(not is_norm(c) for _, c in inside) < 2
+
+    def kinds(self, path, m):
+        "Types of the children that are more than a layer."
+        return [type(c) for p, c in self.kids(path, m) if not self.flat(p, c)]
+
+# %% ../../nbs/api/layers/00_matchers.ipynb #8ada73de
+@patch
+def node(self:_Tree, path, m, depth, shell=""):
+    "The node at `path`, looked into as long as it is the shell of a single child."
+    children = self.kids(path, m)
+    if len(children) != 1 or path in self.owners: return path, m, depth, shell or path
+    return self.node(*children[0], depth + (bool(path) and isinstance(m, LISTS)), shell or path)
+
+@patch
+def stages(self:_Tree, path, m, depth):
+    "Is this a list of blocks, or mostly one?"
+    def many(kinds, varied): return len(kinds) > max(1, len(set(kinds)) if varied else 1)
+    if isinstance(m, LISTS): return many(self.kinds(path, m), depth)
+    inner = [self.node(p, c, 0)[:2] for p, c in self.kids(path, m)]
+    return any(isinstance(c, LISTS) and many(self.kinds(p, c), True)
+               and 2*len(self.leaves(p)) > len(self.leaves(path)) for p, c in inner)
+
+# %% ../../nbs/api/layers/00_matchers.ipynb #9b1c038a
+@patch
+def opened(self:_Tree, path, m, depth, _):
+    "The nodes that take the place of this one."
+    if path in self.owners: self.own.append(Unit(path, self.owners[path]))
+    kinds = self.kinds(path, m)
+    blocks = len(kinds) > 1 and (bool(path) or len(set(kinds)) == 1 and not issubclass(kinds[0], LISTS))
+    deeper = depth + (isinstance(m, LISTS) and blocks)
+    beside = depth > 0 and not isinstance(m, LISTS)
+    return [self.node(p, c, 2 if beside and not isinstance(c, LISTS) else deeper) for p, c in self.kids(path, m)]
+
+@patch
+def opens(self:_Tree, path, m, depth, _):
+    "Is this node to be opened?"
+    if not self.kids(path, m) or is_parametrized(m): return False
+    if self.granularity == "layer": return True
+    if self.granularity == "block" and depth == 2: return False
+    share = len(self.leaves(path)) / len(self.leaves(""))
+    if self.granularity == "block": return self.stages(path, m, depth) or (not depth and share > 1/2)
+    return share > 1/4 and (not depth or self.stages(path, m, depth))  # in a list, what is no list is a block
+
+@patch
+def enough(self:_Tree, nodes):
+    "Are there more than two stages already?"
+    return self.granularity == "stage" and sum(d > 0 or self.stages(path, m, d) for path, m, d, _ in nodes) > 2
+
+# %% ../../nbs/api/layers/00_matchers.ipynb #b0aa3818
 def structure_units(
     model, # any nn.Module, inside its wrappers
     granularity, # "stage", "block" or "layer"
+    *,
     head=(), # names of the head's parameters
-): # -> (list of Unit in written order, list of Unit with the own parameters of opened modules)
+) -> tuple: # (list of Unit in written order, list of Unit with the own parameters of opened modules)
     "Pieces of the module tree."
-    owners = {}
-    for n, _ in model.named_parameters():
-        if n not in head: owners.setdefault(n.rpartition(".")[0], []).append(n)
-    units, own = [], []
-
-    def leaves(path): return [o for o in owners if not path or o == path or o.startswith(f"{path}.")]
-    def kids(path, m): return [(p, c) for n, c in m.named_children() if leaves(p := f"{path}.{n}" if path else n)]
-    def flat(path, m):
-        "A layer, a layer with its norm, or a plain list of layers?"
-        inside = kids(path, m)
-        if inside and path in owners: return False
-        return not any(kids(p, c) for p, c in inside) and (isinstance(m, LISTS) or sum(not is_norm(c) for _, c in inside) < 2)
-    def pieces(path, m): return [type(c) for p, c in kids(path, m) if not flat(p, c)]
-    def stages(path, m, depth):
-        "Is this a list of blocks, or a module that consists mostly of one? Inside a list, parts of different types make one block."
-        if isinstance(m, LISTS): return len(found := pieces(path, m)) > max(1, len(set(found)) if depth else 1)
-        inner = [node(p, c, 0)[:2] for p, c in kids(path, m)]
-        return any(isinstance(c, LISTS) and len(found := pieces(p, c)) > max(1, len(set(found))) and 2*len(leaves(p)) > len(leaves(path)) for p, c in inner)
-    def node(path, m, depth, shell=""):
-        children = kids(path, m)
-        if len(children) == 1 and path not in owners: return node(*children[0], depth + (bool(path) and isinstance(m, LISTS)), shell or path)  # a shell
-        return path, m, depth, shell or path
-    def opened(path, m, depth, _):
-        if path in owners: own.append(Unit(path, owners[path]))
-        found = pieces(path, m)  # the outermost list counts if it is one of blocks: (body, head) is none
-        deeper = depth + (isinstance(m, LISTS) and len(found) > 1 and (bool(path) or len(set(found)) == 1 and not issubclass(found[0], LISTS)))
-        beside = depth > 0 and not isinstance(m, LISTS)  # what stands beside a stage's list of blocks is a block, too
-        return [node(p, c, 2 if beside and not isinstance(c, LISTS) else deeper) for p, c in kids(path, m)]
-    def opens(path, m, depth, _):
-        if not kids(path, m) or is_parametrized(m): return False
-        if granularity == "layer": return True
-        if granularity == "block" and depth == 2: return False
-        share = len(leaves(path)) / len(leaves(""))
-        if granularity == "block": return stages(path, m, depth) or (not depth and share > 1/2)
-        return share > 1/4 and (not depth or stages(path, m, depth))  # in a list, what is no list is a block
-    def enough(nodes): return granularity == "stage" and sum(depth > 0 or stages(path, m, depth) for path, m, depth, _ in nodes) > 2
-
-    nodes = opened(*node("", model, 0)) if kids("", model) else [("", model, 0, "")]
-    while not enough(nodes) and any(opens(*n) for n in nodes): nodes = [x for n in nodes for x in (opened(*n) if opens(*n) else [n])]
-    for path, _, _, shell in nodes: units.append(Unit(shell, [n for o in leaves(path) for n in owners[o]]))
-    return units, own
+    tree = _Tree(model, granularity, head)
+    nodes = tree.opened(*tree.node("", model, 0)) if tree.kids("", model) else [("", model, 0, "")]
+    while not tree.enough(nodes) and any(tree.opens(*n) for n in nodes):
+        nodes = [x for n in nodes for x in (tree.opened(*n) if tree.opens(*n) else [n])]
+    units = [Unit(shell, [n for o in tree.leaves(path) for n in tree.owners[o]]) for path, _, _, shell in nodes]
+    return units, tree.own

@@ -8,6 +8,7 @@ __all__ = ['SOURCES', 'measure_model', 'describe_model', 'list_models']
 # %% ../../nbs/api/models/03_catalogue.ipynb #40c0c493
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import FileError, ModelError, unknown_name
 from ..core.files import load_tensors, read_json
@@ -15,41 +16,51 @@ from .architecture import cost, create_model, nearby_names
 from .hub import import_text
 from .load import BUNDLED, built_as, bundled, hub_repository, model_folder, other_kind, timm_config
 
+# %% ../../nbs/api/models/03_catalogue.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
+
 # %% ../../nbs/api/models/03_catalogue.ipynb #c9bd43bb
 def _folder_row(folder, name, source, here=True):
     "What a folder's config.json says of its model."
     c = read_json(folder/"config.json")
     if other_kind(c):
         vision = "image_size" in c or "num_channels" in c
-        row = dict(kind="vision" if vision else "text", architecture=other_kind(c), input=f"{c.get('image_size', 224)} px, 3 channels" if vision else "text")
+        row = dict(kind="vision" if vision else "text", architecture=other_kind(c),
+                   input=f"{c.get('image_size', 224)} px, 3 channels" if vision else "text")
     else:
         arch, i = built_as(folder, c)
         row = dict(kind="vision", architecture=arch["architecture"], input=_pixels(i["size"], i["channels"]))
-    return dict(name=name, source=source, parameters=c.get("parameters"), licence=c.get("licence") or "see its card", here=here) | row
+    return dict(name=name, source=source, parameters=c.get("parameters"), licence=c.get("licence") or "see its card",
+                here=here) | row
 
 def _pixels(size, channels): return f"{size} px, {channels} channel{'s' * (channels != 1)}"
 
 def _timm_row(name):
     import timm
     cfg = timm.get_pretrained_cfg(name)
-    return dict(name=name, source="timm", kind="vision", architecture=cfg.architecture, parameters=None, input=_pixels(cfg.input_size[-1], cfg.input_size[0]),
+    return dict(name=name, source="timm", kind="vision", architecture=cfg.architecture, parameters=None,
+                input=_pixels(cfg.input_size[-1], cfg.input_size[0]),
                 licence=cfg.license or "see its card", here=isinstance(_cached_file(hub_repository(cfg)), str))
 
 def _cached_file(repo, file="model.safetensors"):
     from huggingface_hub import constants, try_to_load_from_cache
     return try_to_load_from_cache(repo, file, cache_dir=constants.HF_HUB_CACHE) if repo else None
 
+# %% ../../nbs/api/models/03_catalogue.ipynb #ce3b741d
 # transformers' model type, what differs from its defaults, licence as the model's page states it
 _KNOWN = {
     "google-bert/bert-base-uncased": ("bert", {}, "apache-2.0"),
     "google-bert/bert-base-cased": ("bert", dict(vocab_size=28996), "apache-2.0"),
     "distilbert/distilbert-base-uncased": ("distilbert", {}, "apache-2.0"),
-    "sentence-transformers/all-MiniLM-L6-v2": ("bert", dict(hidden_size=384, num_hidden_layers=6, intermediate_size=1536), "apache-2.0"),
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "bert", dict(hidden_size=384, num_hidden_layers=6, intermediate_size=1536), "apache-2.0"),
     "FacebookAI/roberta-base": ("roberta", dict(max_position_embeddings=514, type_vocab_size=1), "mit"),
     "openai-community/gpt2": ("gpt2", {}, "mit"),
     "distilbert/distilgpt2": ("gpt2", dict(n_layer=6), "apache-2.0"),
-    "EleutherAI/pythia-70m": ("gpt_neox", dict(vocab_size=50304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=2048), "apache-2.0"),
-    "HuggingFaceTB/SmolLM2-135M": ("llama", dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+    "EleutherAI/pythia-70m": ("gpt_neox", dict(vocab_size=50304, hidden_size=512, num_hidden_layers=6,
+                                               num_attention_heads=8, intermediate_size=2048), "apache-2.0"),
+    "HuggingFaceTB/SmolLM2-135M": ("llama", dict(vocab_size=49152, hidden_size=576, intermediate_size=1536,
+                                                 num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
                                                  tie_word_embeddings=True), "apache-2.0"),
     "google-t5/t5-small": ("t5", {}, "apache-2.0"),
     "google/vit-base-patch16-224": ("vit", {}, "apache-2.0"),
@@ -57,21 +68,23 @@ _KNOWN = {
     "facebook/convnext-tiny-224": ("convnext", {}, "apache-2.0"),
 }
 
+# %% ../../nbs/api/models/03_catalogue.ipynb #cefdf314
 def _hub_rows():
-    "What lies in the local Hugging Face cache, and a few well-known names. Nothing is asked of the network."
+    "What is in the local Hugging Face cache, and a few well-known names. Nothing is asked of the network."
     from huggingface_hub import constants, scan_cache_dir
     rows = {}
     for name, (kind, _, licence) in _KNOWN.items():
         vision = kind in ("vit", "resnet", "convnext")
-        rows[name] = dict(name=name, source="huggingface", kind="vision" if vision else "text", architecture=kind, parameters=None,
-                          input=_pixels(224, 3) if vision else "text", licence=licence, here=False)
+        rows[name] = dict(name=name, source="huggingface", kind="vision" if vision else "text", architecture=kind,
+                          parameters=None, input=_pixels(224, 3) if vision else "text", licence=licence, here=False)
     if Path(constants.HF_HUB_CACHE).is_dir():
         for repo in scan_cache_dir(constants.HF_HUB_CACHE).repos:
             file = _cached_file(repo.repo_id, "config.json") if repo.repo_type == "model" else None
             try: c = read_json(file) if isinstance(file, str) else {}
             except FileError: continue
             if not other_kind(c): continue  # timm's own are listed under timm
-            row = _folder_row(Path(file).parent, repo.repo_id, "huggingface", here=isinstance(_cached_file(repo.repo_id), str))
+            row = _folder_row(Path(file).parent, repo.repo_id, "huggingface",
+                              here=isinstance(_cached_file(repo.repo_id), str))
             rows[repo.repo_id] = row | ({"licence": _KNOWN[repo.repo_id][2]} if repo.repo_id in _KNOWN else {})
     return list(rows.values())
 
@@ -80,7 +93,9 @@ def _known(name):
     "(row, config or None) of a name in any source."
     import timm
     folder = model_folder(name)
-    if (folder/"config.json").is_file(): return _folder_row(folder, folder.name, "bundled" if name in bundled() else "folder"), read_json(folder/"config.json")
+    if (folder/"config.json").is_file():
+        source = "bundled" if name in bundled() else "folder"
+        return _folder_row(folder, folder.name, source), read_json(folder/"config.json")
     rows = {r["name"]: r for r in _hub_rows()}
     if name in rows:
         file = _cached_file(name, "config.json")
@@ -88,39 +103,51 @@ def _known(name):
     if timm.is_model(name): return _timm_row(name), None
     raise ModelError(unknown_name("model", name, [*bundled(), *rows, *nearby_names(name)]))
 
+# %% ../../nbs/api/models/03_catalogue.ipynb #513df895
 def measure_model(
     name, # as for `describe_model`
-): # -> dict(parameters, macs); macs is None where they cannot be counted
-    "Parameters and multiply-adds of a model by name, at its own picture size or for 128 tokens, with its own classifier if it is a vision network of timm's."
+) -> dict: # parameters, macs; macs is None where they cannot be counted
+    "Parameters and multiply-adds at the model's own picture size or for 128 tokens, timm's networks with their classifier."
     import torch
     row, config = _known(name)
     if row["source"] == "huggingface" or (config or {}).get("model_type"):
-        import_text()
-        from transformers import AutoConfig, AutoModel
-        kind, changes, _ = _KNOWN.get(name, (None, {}, None)) if config is None else (config["model_type"], config, None)
-        config = AutoConfig.for_model(kind, **{k: v for k, v in changes.items() if k != "model_type"})
-        def inputs(model, device):
-            if row["kind"] == "vision": return dict(pixel_values=torch.zeros(1, 3, *[getattr(config, "image_size", 224)]*2, device=device))
-            x = dict(input_ids=torch.zeros(1, 128, dtype=torch.long, device=device))
-            return x | ({"decoder_input_ids": x["input_ids"]} if config.is_encoder_decoder else {})
-        return cost(lambda: AutoModel.from_config(config), inputs)
-    if config and other_kind(config): return dict(parameters=row["parameters"] or _count(model_folder(name)/"model.safetensors"), macs=None)
+        return _transformers_cost(name, config, row["kind"] == "vision")
+    if config and other_kind(config):
+        return dict(parameters=row["parameters"] or _count(model_folder(name)/"model.safetensors"), macs=None)
     arch, i = built_as(model_folder(name), config) if config else timm_config(name, None)
-    classes = {} if config is None else {"num_classes": config.get("num_classes", 1000)}
-    return cost(lambda: create_model(**arch, **classes, **({} if "in_chans" in arch else {"in_chans": i["channels"]})), lambda m, d: {"x": torch.zeros(1, i["channels"], i["size"], i["size"], device=d)})
+    more = {} if config is None else {"num_classes": config.get("num_classes", 1000)}
+    if "in_chans" not in arch: more["in_chans"] = i["channels"]
+    def inputs(model, device): return {"x": torch.zeros(1, i["channels"], i["size"], i["size"], device=device)}
+    return cost(lambda: create_model(**arch, **more), inputs)
+
+# %% ../../nbs/api/models/03_catalogue.ipynb #da72003e
+def _transformers_cost(name, config, vision):
+    "The cost of a transformers model, from its configuration or from what is known of it."
+    import torch
+    import_text()
+    from transformers import AutoConfig, AutoModel
+    kind, changes = _KNOWN.get(name, (None, {}))[:2] if config is None else (config["model_type"], config)
+    config = AutoConfig.for_model(kind, **{k: v for k, v in changes.items() if k != "model_type"})
+    def inputs(model, device):
+        if vision: return dict(pixel_values=torch.zeros(1, 3, *[getattr(config, "image_size", 224)]*2, device=device))
+        x = dict(input_ids=torch.zeros(1, 128, dtype=torch.long, device=device))
+        return x | ({"decoder_input_ids": x["input_ids"]} if config.is_encoder_decoder else {})
+    return cost(lambda: AutoModel.from_config(config), inputs)
 
 def _count(path): return sum(t.numel() for t in load_tensors(path)[0].values())
 
+# %% ../../nbs/api/models/03_catalogue.ipynb #acab7e81
 def describe_model(
     name, # a bundled name, a timm or Hugging Face name, or the folder of a model
 ): # -> pandas Series
-    "Everything the kit knows of a model: source, architecture, parameters, multiply-adds, input, licence, classes, results, sha256, path of its card."
+    "Everything the kit knows of a model: source, sizes, costs, input, licence, classes, results, checksum, card."
     import pandas as pd
     row, config = _known(name)
     out = row | measure_model(name)
     if row["source"] in ("bundled", "folder"):
         card = model_folder(name)/"README.md"
-        out |= dict(classes=config.get("num_classes"), results=config.get("results"), training=config.get("training"), sha256=config.get("sha256"), card=str(card) if card.is_file() else None)
+        out |= dict(classes=config.get("num_classes"), results=config.get("results"), training=config.get("training"),
+                    sha256=config.get("sha256"), card=str(card) if card.is_file() else None)
     return pd.Series(out, name=out.pop("name"))
 
 # %% ../../nbs/api/models/03_catalogue.ipynb #10f903d2
@@ -128,11 +155,12 @@ SOURCES = ("bundled", "timm", "huggingface")
 _MEASURE_AT_MOST = 60
 
 def list_models(
-    pattern=None, # shell-style pattern such as "mobilenet*" or "*bert*"; None for the bundled ones, or for all of `source`
+    pattern=None, # such as "mobilenet*" or "*bert*"; None for the bundled ones, or for all of `source`
     source=None, # "bundled", "timm" or "huggingface"; None for all three
-    measure=False, # count parameters and multiply-adds? about half a second a model
-): # -> pandas DataFrame
-    "Pre-trained models by name, without asking the network: bundled, timm's, well-known and locally cached ones of Hugging Face."
+    *,
+    measure=False, # count parameters and multiply-adds? about half a second per model
+) -> "DataFrame": # one row per model
+    "Pre-trained models by name, without asking the network: bundled, timm's, and well-known or cached ones of the hub."
     import pandas as pd
     if source not in (None, *SOURCES): raise ModelError(unknown_name("source", source, SOURCES))
     rows = []
@@ -143,7 +171,10 @@ def list_models(
         import timm
         rows += [_timm_row(n) for n in timm.list_models(pattern or "", pretrained=True)]
     if measure:
-        if len(rows) > _MEASURE_AT_MOST: raise ModelError(f"{len(rows)} models are too many to measure at once; narrow the pattern to at most {_MEASURE_AT_MOST}")
+        if len(rows) > _MEASURE_AT_MOST:
+            raise ModelError(f"{len(rows)} models are too many to measure at once; narrow the pattern to at most "
+                             f"{_MEASURE_AT_MOST}")
         rows = [r | measure_model(r["name"]) for r in rows]
-    table = pd.DataFrame(rows, columns=["name", "source", "kind", "architecture", "parameters", *(["macs"] if measure else []), "input", "licence", "here"])
+    table = pd.DataFrame(rows, columns=["name", "source", "kind", "architecture", "parameters",
+                                        *(["macs"] if measure else []), "input", "licence", "here"])
     return table.astype({c: "Int64" for c in ("parameters", "macs") if c in table})

@@ -28,11 +28,11 @@ def load_causal(
     elif str(name).startswith((".", "/", "~")) or "\\" in str(name): raise ModelError(f"no such model folder: {name}")
     source = str(folder) if folder.is_dir() else str(name)
     with quiet():
-        config, tok = config_and_tokenizer(source, offline, "world_lm")
+        config, tok = config_and_tokenizer(source, offline, instead="world_lm")
         if folder.is_dir() and (digest := getattr(config, "sha256", None)) and sha256(folder/"model.safetensors") != digest:
             raise ModelError(f"{folder/'model.safetensors'} is damaged: its SHA-256 is not the one on record. Install the kit again or run `make pretrained`")
-        model, info = fetch(source, "weights", offline, lambda: transformers.AutoModelForCausalLM.from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, local_files_only=offline == "yes", trust_remote_code=False), "world_lm")
+        model, info = fetch(source, "weights", offline=offline, get=lambda: transformers.AutoModelForCausalLM.from_pretrained(
+            source, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, local_files_only=offline == "yes", trust_remote_code=False), instead="world_lm")
     if info["missing_keys"]: raise ModelError(f"'{source}' does not hold weights for a language model that writes: {len(info['missing_keys'])} are missing, such as '{sorted(info['missing_keys'])[0]}'")
     return model.eval(), tok
 

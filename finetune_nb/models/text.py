@@ -134,7 +134,7 @@ def load_tokenizer(
     "The tokeniser kept in a folder."
     if (Path(folder)/"vocab.json").is_file() and isinstance(v := read_json(Path(folder)/"vocab.json"), list): return PieceTokenizer(v)
     if not Path(folder).is_dir(): raise ModelError(f"no such folder: {folder}")
-    with quiet(): return HubTokenizer(fetch(str(folder), "tokeniser", "yes", lambda: import_text().AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)))
+    with quiet(): return HubTokenizer(fetch(str(folder), "tokeniser", offline="yes", get=lambda: import_text().AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)))
 
 # %% ../../nbs/api/models/07_text.ipynb #bab2328a
 class HubTokenizer:
@@ -154,11 +154,11 @@ def _load_transformers(source, name, num_classes, weights, pretrained, size, off
         side = tok.padding_side if config.model_type == "xlnet" else "right"
         config.num_labels, config.pad_token_id = num_classes, tok.pad_token_id
         if pretrained and not weights:
-            model, info = fetch(source, "weights", offline, lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, info = fetch(source, "weights", offline=offline, get=lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
                 source, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32, **common))
             lost = [k for k in [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])] if k.startswith(model.base_model_prefix + ".") and "pooler" not in k]
             if lost: raise ModelError(f"'{source}' does not hold weights for this architecture: {len(lost)} missing or of another shape, such as '{lost[0]}'")
-        else: model = fetch(source, "architecture", offline, lambda: transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
+        else: model = fetch(source, "architecture", offline=offline, get=lambda: transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
     body = model.base_model_prefix + "."
     if weights and pretrained:
         names = model.state_dict()

@@ -15,39 +15,48 @@ from ..core.errors import ModelError, unknown_name
 def _check(features, labels, what="features"):
     x, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
     if x.ndim != 2: raise ModelError(f"{what} must be a table [images, values], got shape {list(x.shape)}")
-    if y.shape != (len(x),): raise ModelError(f"{what} of {len(x)} images need as many labels, got shape {list(y.shape)}")
-    if not np.isfinite(x).all(): raise ModelError(f"{what} hold NaN or infinity in {int((~np.isfinite(x)).any(1).sum())} of {len(x)} rows: look at the model's output")
+    if y.shape != (len(x),):
+        raise ModelError(f"{what} of {len(x)} images need as many labels, got shape {list(y.shape)}")
+    if not np.isfinite(x).all():
+        raise ModelError(f"{what} hold NaN or infinity in {int((~np.isfinite(x)).any(1).sum())} of {len(x)} rows: look "
+                         "at the model's output")
     names, y, n = np.unique(y, return_inverse=True, return_counts=True)
     if len(names) < 2: raise ModelError("a score needs at least two classes")
-    if n.min() < 2: raise ModelError(f"class {names[n.argmin()]} has one image only; a score needs at least two of each class (give more labels)")
+    if n.min() < 2:
+        raise ModelError(f"class {names[n.argmin()]} has one image only; a score needs at least two of each class "
+                         "(give more labels)")
     return x, y
 
 # %% ../../nbs/api/models/05_transferability.ipynb #b75243e4
 def knn(
     features, # [N, D]
     labels, # [N]
+    *,
     k=3, # neighbours that vote; a tie goes to the nearer ones
     test=None, # (features [M, D], labels [M]) to predict instead of leaving one out
-): # -> accuracy, 0..1
+) -> float: # accuracy, 0..1
     "Accuracy of the k nearest neighbours by cosine, leave-one-out."
     raw, (x, y) = np.asarray(labels), _check(features, labels)
     unit = lambda a: a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12)
     if test is None: sim, truth = unit(x) @ unit(x).T, y; np.fill_diagonal(sim, -np.inf)
-    else: sim, truth = unit(np.asarray(test[0], float)) @ unit(x).T, np.searchsorted(np.unique(raw), np.asarray(test[1]))
+    else:
+        sim, truth = unit(np.asarray(test[0], float)) @ unit(x).T, np.searchsorted(np.unique(raw), np.asarray(test[1]))
     near = np.argsort(-sim, axis=1, kind="stable")[:, :min(k, len(x) - 1)]
     votes = np.zeros((len(sim), y.max() + 1))
     # One vote each; similarity lies in [-1, 1], so a thousandth of it only ever breaks ties.
-    for col in near.T: np.add.at(votes, (np.arange(len(sim)), y[col]), 1 + 1e-3 * np.take_along_axis(sim, col[:, None], 1)[:, 0])
+    for col in near.T:
+        np.add.at(votes, (np.arange(len(sim)), y[col]), 1 + 1e-3 * np.take_along_axis(sim, col[:, None], 1)[:, 0])
     return float((votes.argmax(1) == truth).mean())
 
 # %% ../../nbs/api/models/05_transferability.ipynb #62d59a0d
 def linear_probe(
     features, # [N, D]
     labels, # [N]
+    *,
     C=1.0, # inverse strength of the penalty; fixed, because tuning it would need more labels
     folds=5, # parts; never more than a class has images
     seed=0, # of the parts
-): # -> accuracy, 0..1
+) -> float: # accuracy, 0..1
     "Accuracy of logistic regression on features, cross-validated."
     import warnings
     from sklearn.exceptions import ConvergenceWarning
@@ -58,23 +67,28 @@ def linear_probe(
     x, y = _check(features, labels)
     parts = StratifiedKFold(min(folds, np.bincount(y).min()), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that has not quite converged ranks as well, ten times as fast
-        return float((cross_val_predict(make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-2, max_iter=200)), x, y, cv=parts) == y).mean())
+        # a probe that has not quite converged ranks as well, ten times as fast
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return float((cross_val_predict(make_pipeline(
+            StandardScaler(), LogisticRegression(C=C, tol=1e-2, max_iter=200)), x, y, cv=parts) == y).mean())
 
 # %% ../../nbs/api/models/05_transferability.ipynb #4220e936
 def logme(
     features, # [N, D]
     labels, # [N]
+    *,
     form="exact", # "exact", or "common" without the (D-k) ln(alpha)/2 of the determinant
-): # -> log evidence per image, mean over the classes
+) -> float: # log evidence per image, mean over the classes
     "LogME: maximal log evidence of Bayesian linear regression, one class against the rest (You et al., 2021)."
     if form not in ("exact", "common"): raise ModelError(unknown_name("form", form, ("exact", "common")))
     x, y = _check(features, labels)
     u, s, _ = np.linalg.svd(x, full_matrices=False)
     k = int((s > s.max() * max(x.shape) * np.finfo(float).eps).sum()) if s.max() > 0 else 0
     u, s2 = u[:, :k], s[:k]**2
-    return float(np.mean([_evidence(u, s2, (y == c).astype(float), x.shape[1], form) for c in range(y.max() + 1)])) / len(x)
+    return float(np.mean([_evidence(u, s2, (y == c).astype(float), x.shape[1], form)
+                          for c in range(y.max() + 1)])) / len(x)
 
+# %% ../../nbs/api/models/05_transferability.ipynb #bba276f0
 def _evidence(u, s2, y, d, form):
     n, k = len(y), len(s2)
     z2, total = (u.T @ y)**2, y @ y
@@ -84,7 +98,8 @@ def _evidence(u, s2, y, d, form):
     def loss(logt): return n/2 * np.log(max(noise(np.exp(logt)), 1e-300)) + np.log1p(s2 / np.exp(logt)).sum() / 2
     grid = np.linspace(np.log(s2.min()) - 25, np.log(s2.max()) + 25, 81)
     i = int(np.argmin([loss(g) for g in grid]))
-    best = minimize_scalar(loss, bounds=(grid[max(i - 1, 0)], grid[min(i + 1, 80)]), method="bounded", options=dict(xatol=1e-9))
+    best = minimize_scalar(loss, bounds=(grid[max(i - 1, 0)], grid[min(i + 1, 80)]), method="bounded",
+                           options=dict(xatol=1e-9))
     value = -best.fun - n/2 * (np.log(2*np.pi) + 1)
     return value + ((d - k)/2 * (best.x - np.log(noise(np.exp(best.x)))) if form == "common" else 0.)
 
@@ -92,10 +107,12 @@ def _evidence(u, s2, y, d, form):
 def leep(
     probabilities, # [N, Z] softmax of the source classifier
     labels, # [N]
-): # -> mean log-probability of the labels, at most 0
+) -> float: # mean log-probability of the labels, at most 0
     "LEEP: log expected empirical prediction (Nguyen et al., 2020)."
     p, y = _check(probabilities, labels, "source probabilities")
-    if (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-3): raise ModelError("source probabilities must be at least 0 and sum to 1 in each row: take the softmax of the logits")
+    if (p < 0).any() or not np.allclose(p.sum(1), 1, atol=1e-3):
+        raise ModelError(
+            "source probabilities must be at least 0 and sum to 1 in each row: take the softmax of the logits")
     joint = np.zeros((y.max() + 1, p.shape[1]))
     np.add.at(joint, y, p / len(y))
     marginal = joint.sum(0)
@@ -106,8 +123,9 @@ def leep(
 def hscore(
     features, # [N, D]
     labels, # [N]
+    *,
     shrink=True, # Ledoit-Wolf shrinkage of both covariances
-): # -> 0 .. number of classes - 1
+) -> float: # 0 .. number of classes - 1
     "H-score: between-class variance over total variance, summed over directions (Bao et al., 2019)."
     from sklearn.covariance import ledoit_wolf
     x, y = _check(features, labels)
@@ -117,14 +135,16 @@ def hscore(
     return float((1 - alpha) * np.trace(np.linalg.pinv(cov, rcond=1e-10, hermitian=True) @ (means.T @ means / len(x))))
 
 # %% ../../nbs/api/models/05_transferability.ipynb #d4fdce9c
-SCORES = {"knn": "k nearest neighbours", "linear_probe": "linear probe", "logme": "LogME", "leep": "LEEP", "hscore": "H-score"}
+SCORES = {"knn": "k nearest neighbours", "linear_probe": "linear probe", "logme": "LogME", "leep": "LEEP",
+          "hscore": "H-score"}
 
 def transfer_score(
     name, # one of `SCORES`
     features, # [N, D]
     labels, # [N]
+    *,
     probabilities=None, # [N, Z] softmax of the source classifier; only LEEP reads it
-): # -> score; NaN for LEEP without a source classifier
+) -> float: # score; NaN for LEEP without a source classifier
     "The score called `name`."
     if name not in SCORES: raise ModelError(unknown_name("score", name, SCORES))
     if name == "leep": return float("nan") if probabilities is None else leep(probabilities, labels)

@@ -21,22 +21,25 @@ from ..data.builtin.glyphs import GlyphBank
 PHOTOS = ("china.jpg", "flower.jpg")  # CC-BY 2.0; part of scikit-learn's installation, not of this repository
 SIDES = (32, 45, 64)  # of a place, pixels of the photograph
 
-def photographs(): # -> list of float64 [427, 640] in 0..1
+def photographs() -> list: # of float64 [427, 640] in 0..1
     "The two photographs in grey."
     from PIL import Image
     from sklearn.datasets import load_sample_image
     return [np.asarray(Image.fromarray(load_sample_image(name)).convert("L"), float) / 255 for name in PHOTOS]
 
+# %% ../../nbs/api/pretraining/03_photos.ipynb #eaf64fe4
 def places(
     each=180, # places of a photograph, at most
     texture=.02, # least mean gradient, grey values of 0..1 a pixel
+    *,
     overlap=.25, # most that two places share: area in common over area of both
     seed=0, # of the order
-): # -> int64 [places, 4]: photograph, left edge, upper edge, side
+) -> np.ndarray: # int64 [places, 4]: photograph, left edge, upper edge, side
     "Places with texture, spread over both photographs."
     found = []
     for number, photo in enumerate(photographs()):
-        sums = np.pad(np.hypot(*np.gradient(photo)), ((1, 0), (1, 0))).cumsum(0).cumsum(1)  # the sum over any rectangle takes four look-ups
+        # the sum over any rectangle takes four look-ups
+        sums = np.pad(np.hypot(*np.gradient(photo)), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
         rows = []
         for d in SIDES:
             edge = d // 3  # room around a place, which a distorted copy may look into
@@ -47,7 +50,8 @@ def places(
         while len(rows) and kept < each:
             best, kept = rows[0], kept + 1
             found.append([number, *best])
-            common = (np.minimum(rows[:, :2] + rows[:, 2:], best[:2] + best[2]) - np.maximum(rows[:, :2], best[:2])).clip(0).prod(1)
+            common = (np.minimum(rows[:, :2] + rows[:, 2:], best[:2] + best[2])
+                      - np.maximum(rows[:, :2], best[:2])).clip(0).prod(1)
             rows = rows[common <= overlap * (rows[:, 2]**2 + best[2]**2 - common)]
     return np.array(found)
 
@@ -57,12 +61,14 @@ STORED, MIDDLE = 80, 48  # pixels
 def photo_bank(
     where=None, # of `places`; None for all
     views=8, # of each place; the first is the place itself
+    *,
     seed=0, # of the others
-): # -> GlyphBank of uint8 [places * views, 80, 80], "fonts" the numbers of the views, "chars" the names of the places
-    "Every place as a class with several views."
+) -> GlyphBank: # of uint8 [places * views, 80, 80], "fonts" the numbers of the views, "chars" the names of the places
+    "One class per place, with several views."
     from PIL import Image
     where = places() if where is None else where
-    if len(where) < 2 or views < 1: raise FinetuneError(f"{len(where)} places with {views} views: needs 2 places or more, each with a view")
+    if len(where) < 2 or views < 1:
+        raise FinetuneError(f"{len(where)} places with {views} views: needs 2 places or more, each with a view")
     photos = [Image.fromarray((p * 255).round().astype(np.uint8)) for p in photographs()]
     images, labels, g = [], [], rng(seed, "views")
     for i, (number, x, y, d) in enumerate(where.tolist()):
@@ -70,9 +76,11 @@ def photo_bank(
             dx, dy, zoom = g.uniform(-1, 1, 3) * (view > 0)
             side = d * np.exp(.15 * zoom) * STORED / MIDDLE
             box = _inside(photos[number], x + d/2 + .1*d*dx, y + d/2 + .1*d*dy, side)
-            images.append(np.asarray(photos[number].resize((STORED, STORED), Image.Resampling.BICUBIC, box))); labels.append(i)
+            images.append(np.asarray(photos[number].resize((STORED, STORED), Image.Resampling.BICUBIC, box)))
+            labels.append(i)
     names = [f"{PHOTOS[n].partition('.')[0]} {x},{y} {d}" for n, x, y, d in where.tolist()]
-    return GlyphBank(torch.from_numpy(np.stack(images)), torch.tensor(labels), [str(v) for _ in names for v in range(views)], names)
+    return GlyphBank(torch.from_numpy(np.stack(images)), torch.tensor(labels),
+                     [str(v) for _ in names for v in range(views)], names)
 
 def _inside(photo, x, y, side):
     "A square around (x, y), moved as little as keeps it in the photograph."
@@ -82,12 +90,14 @@ def _inside(photo, x, y, side):
 # %% ../../nbs/api/pretraining/03_photos.ipynb #13133d20
 INPUT = dict(size=32, channels=1, mean=[.45], std=[.27])  # rounded statistics of the distorted places
 
+# %% ../../nbs/api/pretraining/03_photos.ipynb #af3b2ef1
 def distort_photos(
     views:torch.Tensor, # uint8 [B, 80, 80]
     generator:torch.Generator, # source of all randomness
+    *,
     size=32, # side of the images that come out, pixels
     strength=1.0, # of all distortions; 0 leaves the view as it is
-): # -> float32 [B, 1, size, size] in 0..1
+) -> np.ndarray: # float32 [B, 1, size, size] in 0..1
     "Strongly distorted copies of views (after Dosovitskiy et al., 2014)."
     B = len(views)
     def u(*shape, lo=-1., hi=1.): return torch.rand(B, *shape, generator=generator) * (hi - lo) + lo
@@ -98,8 +108,10 @@ def distort_photos(
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     lin = torch.stack([torch.stack([cos, shear * cos - sin], -1), torch.stack([sin, shear * sin + cos], -1)], 1)
     grid = F.affine_grid(torch.cat([lin, .15 * strength * u(2, 1)], -1), (B, 1, size, size), align_corners=False)
-    warp = F.interpolate(torch.randn(B, 2, 4, 4, generator=generator), (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    x = F.grid_sample(x, (grid + warp * u(1, 1, 1, lo=0, hi=.08) * strength) * (MIDDLE / STORED), padding_mode="reflection", align_corners=False)
+    warp = F.interpolate(torch.randn(B, 2, 4, 4, generator=generator), (size, size), mode="bicubic",
+                         align_corners=True).permute(0, 2, 3, 1)
+    x = F.grid_sample(x, (grid + warp * u(1, 1, 1, lo=0, hi=.08) * strength) * (MIDDLE / STORED),
+                      padding_mode="reflection", align_corners=False)
 
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
     x = some(.5, torch.lerp(x, soft, u(1, 1, 1, lo=0)), x)
@@ -113,19 +125,21 @@ def distort_photos(
     x = some(.5, x + torch.randn(B, 1, size, size, generator=generator) * u(1, 1, 1, lo=0, hi=.08), x)
     return x.clamp(0, 1)
 
+# %% ../../nbs/api/pretraining/03_photos.ipynb #0aab080a
 def photo_source(
     where=None, # of `places`; None for all
-): # -> dict(bank=, distort=, input=) for `pretrain`
+) -> dict: # (bank=, distort=, input=) for `pretrain`
     "All that `pretrain` asks about its data."
     return dict(bank=photo_bank(where), distort=distort_photos, input=INPUT)
 
 # %% ../../nbs/api/pretraining/03_photos.ipynb #df682fb1
 def card(
     config, # dict of its config.json
-): # -> markdown
+) -> str: # markdown
     "The model card of a network pre-trained on the photographs."
     t, r = config["training"], config["results"]
-    return _CARD.format(architecture=json.dumps(config["architecture"]["channels"]).strip("[]").replace(", ", "/"), parameters=config["parameters"], sha256=config["sha256"], **r,
+    return _CARD.format(architecture=json.dumps(config["architecture"]["channels"]).strip("[]").replace(", ", "/"),
+                        parameters=config["parameters"], sha256=config["sha256"], **r,
                         **{k: t[k] for k in ("steps", "size", "peak", "weight_decay", "seed")})
 
 _CARD = """# zoo_resnet_photos
@@ -135,8 +149,8 @@ classifier, which the file keeps. Architecture, steps and size of a batch are th
 
 - **Data.** {classes} places of 32 to 64 pixels with texture in two photographs, a temple and a flower, that scikit-learn ships; {drawings:,} views distorted
   afresh for every batch (turn, zoom, shift, bend, contrast, grey value, blur, noise). Each place is a class, as in Exemplar-CNN (Dosovitskiy et al., 2014).
-- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
-  decay, seed {seed}, one thread. No dial was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
+- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak learning rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
+  decay, seed {seed}, one thread. No setting was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
 - **Result.** {accuracy:.1%} of freshly distorted training views and {accuracy_unseen_drawings:.1%} of views never trained on are assigned to the right place, out of {classes}: not
   comparable between networks with other classes.
 - **Good for.** Asking whether it matters that pre-training is close to the task.

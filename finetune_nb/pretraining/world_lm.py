@@ -8,28 +8,30 @@ __all__ = ['ARCHITECTURE', 'STAGES', 'GROUP', 'world_tokenizer', 'world_model', 
            'plot_reading', 'main']
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #3f665547
-import json, math, sys
+import json, sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
-from ..core.errors import FileError
-from ..core.files import content_hash, load_tensors, read_json, save_tensors, sha256, write_json, write_text
+from ..core.files import read_json, save_tensors, sha256, write_json, write_text
 from ..core.progress import progress
 from ..core.seeds import rng, set_seed
 from ..models.hub import import_text
-from .loop import load_optimisers, optimiser_tensors, run_command
-from ..retrieval.examine import FEW, GATE, READING, base_questions, examine, questions_of, release_gate
+from .loop import SavedRun, check_loss, load_optimisers, optimiser_tensors, run_command
+from ..retrieval.examine import FEW, READING, base_questions, examine, questions_of, release_gate
 from ..retrieval.generate import Generator, load_lm
-from ..worlds.reading import ANSWER, ASK, DOC, END, PAD, SPECIALS, UNSEEN, Dials, answer_text, example, prompt, strange_words, training_words, vocabulary
+from ..worlds.reading import (ANSWER, ASK, DOC, END, PAD, SPECIALS, UNSEEN, Difficulty, answer_text, example,
+                                        prompt, strange_words, training_words, vocabulary)
 from ..worlds.world import World, ask, base_world
 from ..training.learner import pick_device
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #0a2abbf1
 _TEMPLATE = ("{%- for d in documents or [] %}{{ '" + DOC + " ' + d['title'] + ' : ' + d['text'] + ' ' }}{% endfor -%}"
-             "{%- for m in messages %}{% if m['role'] == 'user' %}{{ '" + ASK + " ' + m['content'] + ' " + ANSWER + "' }}"
+             "{%- for m in messages %}{% if m['role'] == 'user' %}{{ '" + ASK + " ' + m['content'] + ' " + ANSWER
+             + "' }}"
              "{% else %}{{ ' ' + m['content'] + ' " + END + " ' }}{% endif %}{% endfor -%}")
 
 def world_tokenizer():
@@ -38,14 +40,17 @@ def world_tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary())}, unk_token=UNSEEN))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    tok = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token=UNSEEN, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False,
+    tok = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token=UNSEEN, pad_token=PAD, eos_token=END,
+                                               clean_up_tokenization_spaces=False,
                                                model_max_length=1024, chat_template=_TEMPLATE)
     tok.add_special_tokens({"additional_special_tokens": [s for s in SPECIALS if s not in (UNSEEN, PAD, END)]})
     return tok
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #b85bfd45
-ARCHITECTURE = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4, conv_L_cache=4, block_auto_adjust_ff_dim=False,
-                    layer_types=["conv", "full_attention"]*3, initializer_range=.04, max_position_embeddings=1024, tie_word_embeddings=True)
+ARCHITECTURE = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4,
+                    num_key_value_heads=4, conv_L_cache=4, block_auto_adjust_ff_dim=False,
+                    layer_types=["conv", "full_attention"]*3, initializer_range=.04, max_position_embeddings=1024,
+                    tie_word_embeddings=True)
 
 def world_model(
     tok, # tokeniser
@@ -53,7 +58,8 @@ def world_model(
 ): # -> Lfm2ForCausalLM with random weights
     "A reader with random weights."
     transformers = import_text()
-    config = transformers.Lfm2Config(**(architecture or ARCHITECTURE), vocab_size=len(tok), pad_token_id=tok.pad_token_id, bos_token_id=None, eos_token_id=tok.eos_token_id)
+    config = transformers.Lfm2Config(**(architecture or ARCHITECTURE), vocab_size=len(tok),
+                                     pad_token_id=tok.pad_token_id, bos_token_id=None, eos_token_id=tok.eos_token_id)
     return transformers.Lfm2ForCausalLM(config)
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #d690274c
@@ -61,24 +67,33 @@ def world_model(
 class Stage:
     "A part of the pre-training."
     steps:int  # at most
-    start:Dials
-    end:Dials
-    enough:float = 1.1  # exact match on `end` (prose, unseen names) with which the stage is left; above 1: never before its steps are done
+    start:Difficulty
+    end:Difficulty
+    # exact match on `end` (prose, unseen names) with which the stage is left; above 1: never before its steps are done
+    enough:float = 1.1
     reading:float = .8  # share of examples to read
     biographies:float = .08  # share of passages of the base world; the rest are questions about it without a passage
     firm:float = .5  # share of the steps after which it is as hard as at its end
-    peak:float = 1.  # share of the peak rate
-    fall:float = 0.  # share of the steps in which the rate falls to nothing
+    peak:float = 1.  # share of the peak learning rate
+    fall:float = 0.  # share of the steps in which the learning rate falls to zero
 
 _MANY = (1, 2, 3, 4, 5, 6, 8, 10)
 _ROUGH = dict(noise=.3, rough=.5, gaps=.3)
-def _read(passages, unknown, two_hop, **strange): return Dials(passages, (1, 2, 3), .9, .02, .3, unknown, two_hop, **strange)
-def _again(steps, peak, dials): return Stage(steps, dials, dials, peak=peak, fall=.95)
+def _read(passages, unknown, two_hop, **strange):
+    return Difficulty(passages, (1, 2, 3), .9, .02, .3, unknown, two_hop, **strange)
+def _again(steps, peak, difficulty): return Stage(steps, difficulty, difficulty, peak=peak, fall=.95)
 
-STAGES = (  # bare records; from records to prose; more look-alikes; then, each with a rate that rises once more: strange words, and questions that are built like other questions
-    Stage(4000, Dials((2, 4), (1,), 1., 1., .2, 0., 0.), Dials((2, 4), (1, 2), .8, 1., .2, .02, 0.), .9, 1., 0.),
-    Stage(6000, Dials(FEW, (1, 2, 3), .8, 1., .25, .05, .05, **_ROUGH), Dials(FEW, (1, 2, 3), .8, .05, .25, .15, .15, **_ROUGH), .85),
-    Stage(6000, Dials(_MANY, (1, 2, 3), .85, .05, .3, .25, .2, **_ROUGH), Dials(_MANY, (1, 2, 3, 6), .85, .02, .3, .25, .2, noise=.2, rough=.5, gaps=.2), fall=.8),
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #3c1cd0af
+# bare records; from records to prose; more look-alikes; then, each with a learning rate that rises once more: strange
+# words, and
+# questions that are built like other questions
+STAGES = (
+    Stage(4000, Difficulty((2, 4), (1,), 1., 1., .2, 0., 0.), Difficulty((2, 4), (1, 2), .8, 1., .2, .02, 0.), .9, 1.,
+          0.),
+    Stage(6000, Difficulty(FEW, (1, 2, 3), .8, 1., .25, .05, .05, **_ROUGH),
+          Difficulty(FEW, (1, 2, 3), .8, .05, .25, .15, .15, **_ROUGH), .85),
+    Stage(6000, Difficulty(_MANY, (1, 2, 3), .85, .05, .3, .25, .2, **_ROUGH),
+          Difficulty(_MANY, (1, 2, 3, 6), .85, .02, .3, .25, .2, noise=.2, rough=.5, gaps=.2), fall=.8),
     _again(5500, .5, _read(_MANY, .2, .15, noise=.5, rough=.5, gaps=.2)),
     _again(4000, .4, _read((1, *_MANY), .15, .1, noise=.5, rough=.5, gaps=.2)),
     _again(3600, .5, _read((1, 1, *_MANY), .15, .1, noise=.3, rough=.3, gaps=.1, borrowed=.4)),
@@ -88,18 +103,20 @@ STAGES = (  # bare records; from records to prose; more look-alikes; then, each 
 def between(
     stage:Stage,
     t, # 0..1, how far the stage is
-): # -> Dials
+) -> Difficulty:
     "How hard the examples are at a time of a stage."
     x = min(1., t/stage.firm)
-    mix = {k: (1 - x)*getattr(stage.start, k) + x*getattr(stage.end, k) for k in ("shared", "records", "namesakes", "unknown", "two_hop")}
+    mix = {k: (1 - x)*getattr(stage.start, k) + x*getattr(stage.end, k)
+           for k in ("shared", "records", "namesakes", "unknown", "two_hop")}
     return replace(stage.end if x >= 1 else stage.start, **mix)
 
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #3a8b5127
 def pretraining_text(
     stage:Stage,
     t, # 0..1, how far the stage is
     world:World, # the base world
     key, # tells examples apart
-): # -> str
+) -> str:
     "One text of a stage."
     g = rng("world_lm text", *key)
     u = g.random()
@@ -114,8 +131,9 @@ def pretraining_text(
 def token_batch(
     tok, # tokeniser
     texts, # list of str
+    *,
     other=.05, # weight of words that are no answer
-): # -> (ids int64 [B, L], weights float32 [B, L] of guessing each id)
+) -> tuple: # (ids int64 [B, L], weights float32 [B, L] of guessing each id)
     "Ids and weights of a list of texts."
     ids = tok(texts, padding=True, return_tensors="pt")["input_ids"]
     opens, closes = tok.convert_tokens_to_ids(ANSWER), tok.eos_token_id
@@ -125,9 +143,10 @@ def token_batch(
     inside = began > ended.where(began > 0, began)
     return ids, torch.where(ids == tok.pad_token_id, 0., torch.where(inside, 1., other))
 
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #7ecc991f
 GROUP = 10  # batches that are made together, so that each can have texts of similar length
 
-def batches_of(stage, index, t, tok, world, seed, tokens=1100, longest=900):
+def batches_of(stage, index, t, tok, world, seed, *, tokens=1100, longest=900):
     "`GROUP` lists of texts, each about `tokens` long, in mixed order."
     texts, total, i = [], 0, 0
     while total < GROUP*tokens:
@@ -153,16 +172,19 @@ def optimisers(model, peak):
     "[Muon for the inner matrices, AdamW for embeddings, norms and convolutions]"
     inner = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n}
     rest = [p for n, p in model.named_parameters() if n not in inner]
-    return [torch.optim.Muon(list(inner.values()), lr=peak, weight_decay=0., momentum=.95, ns_steps=4, adjust_lr_fn="match_rms_adamw"),
+    return [torch.optim.Muon(list(inner.values()), lr=peak, weight_decay=0., momentum=.95, ns_steps=4,
+                             adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, lr=peak, betas=(.9, .98), weight_decay=0.)]
 
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #a53c756f
 def rate_share(
     stage:Stage,
     t, # 0..1, how far the stage is
-    step, # since the rate rose from nothing
+    step, # since the learning rate rose from zero
+    *,
     warm=50, # steps of rising
-):
-    "Share of the peak rate."
+) -> float: # 0..1
+    "Share of the peak learning rate."
     return stage.peak*min(1., (step + 1)/warm, (1 - t)/stage.fall if stage.fall else 1.)
 
 def _pack(model, opts): return {f"model/{n}": p for n, p in model.named_parameters()} | optimiser_tensors(model, *opts)
@@ -173,71 +195,105 @@ def _unpack(tensors, model, opts):
     load_optimisers(tensors, model, *opts)
 
 def _look(model, tok, stage, world, n):
-    "How well it reads at the end of the stage (in prose), five look-alikes, and the base by heart. Names are others than the release gate's: a look decides when a stage ends."
+    "Exact match at the end of the stage (in prose), among five look-alikes, and on the base; names are not the gate's."
     reader = Generator(model, tok)
     plain = replace(stage.end, records=0., unknown=0., two_hop=0., noise=0., rough=0., gaps=0.)
-    def exact(dials): return examine(reader, questions_of(dials, n, "new"))["exact"]
-    return dict(stage_end=exact(stage.end if stage.end.records == 1 else plain), five=exact(READING), base=examine(reader, base_questions(world, n))["exact"])
+    def exact(difficulty): return examine(reader, questions_of(difficulty, n, part="new"))["exact"]
+    return dict(stage_end=exact(stage.end if stage.end.records == 1 else plain), five=exact(READING),
+                base=examine(reader, base_questions(world, n))["exact"])
 
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #1e21a444
 def pretrain(
     out, # folder for the checkpoint
     steps=None, # at most, in all stages together; None for as many as they have
+    *,
     seed=0, # decides initial weights and every example
-    stages=STAGES,
+    stages=STAGES, # list of Stage
     architecture=None, # of `world_model`
-    peak=4e-3, # highest rate
+    peak=4e-3, # highest learning rate
     base=None, # arguments of the world that is learned by heart; None for `base_world`
     save_every=200, # steps between two saves
-    look_every=500, # steps between two looks at how well it reads
-    look_at=150, # questions a look
-    gate_at=300, # questions a line of the release gate
-    stop_after=None, # steps to do now at most; None for all
+    look_every=500, # steps between two tests of how well it reads
+    look_at=150, # questions per test
+    gate_at=300, # questions per line of the release gate
+    stop_after=None, # steps to do now, at most; None for all
     device="auto", # "auto", "cpu", "cuda" or "mps"
-    quiet=False, # no progress bar
-): # -> dict of results, or None if stopped before the end
-    "Pre-train, or go on with, the reader in `out`; ends by writing model.safetensors (fp16), config.json, the tokeniser's files and README.md."
+    quiet=False, # no progress bar?
+) -> dict|None: # results; None if stopped before the end
+    "Pre-train the reader in `out`, or resume it; ends by writing model.safetensors (fp16), config.json, tokeniser and README.md."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     if steps: stages = [replace(s, steps=max(1, round(s.steps*steps/sum(s.steps for s in stages)))) for s in stages]
-    tok, world, state, device = world_tokenizer(), World(**base) if base else base_world(), out/"state.safetensors", pick_device(device)
-    run = dict(stages=[asdict(s) for s in stages], architecture=architecture or ARCHITECTURE, peak=peak, seed=seed, base=dict(size=world.size, part=world.part, seed=world.seed), words=len(tok))
-    name = content_hash(json.loads(json.dumps(run)))
+    tok, world = world_tokenizer(), World(**base) if base else base_world()
+    run = dict(stages=[asdict(s) for s in stages], architecture=architecture or ARCHITECTURE, peak=peak, seed=seed,
+               base=dict(size=world.size, part=world.part, seed=world.seed), words=len(tok))
     set_seed(seed)
-    model = world_model(tok, architecture).to(device)
-    opts, log, texts, step, k, first, seen = optimisers(model, peak), [], [], 0, 0, 0, 0  # k: number of the stage, first: its first step, seen: tokens
-    if state.exists():
-        tensors, meta = load_tensors(state)
-        if meta.get("run") == name:
-            _unpack(tensors, model, opts); step, k, first, seen, log = json.loads(meta["at"])
-            if not quiet: print(f"going on at step {step}, stage {k + 1}", file=sys.stderr)
-    begin, total = step, sum(s.steps for s in stages)
-    def going():
-        while k < len(stages) and (stop_after is None or step < begin + stop_after): yield step
-    for _ in progress(going(), total - step, "pre-training", quiet):
-        stage, t = stages[k], (step - first)/stages[k].steps
-        in_group = (step - first) % GROUP
-        if not texts or not in_group: texts = batches_of(stage, step - in_group, (step - first - in_group)/stage.steps, tok, world, seed)
-        ids, weights = token_batch(tok, texts[in_group])
-        for o in opts:
-            for g in o.param_groups: g["lr"] = peak*rate_share(stage, t, step - first if k and stages[k - 1].fall else step)
-        model.train()
-        loss = weighted_loss(model, ids.to(device), weights.to(device))
-        if not math.isfinite(loss.item()): raise FileError(f"the loss became {loss.item()} at step {step}; lower the rate (peak={peak})")
-        for o in opts: o.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
-        for o in opts: o.step()
-        step, seen = step + 1, seen + int((ids != tok.pad_token_id).sum())
-        done = step - first >= stage.steps
-        if done or (step - first) % look_every == 0:
-            log.append(dict(step=step, stage=k + 1, tokens=seen, loss=round(loss.item(), 4), **_look(model, tok, stage, world, look_at)))
-            if not quiet: print(log[-1], file=sys.stderr)
-            # Left early only once its examples have been as hard as they get.
-            if done or (log[-1]["stage_end"] >= stage.enough and t >= stage.firm): k, first = k + 1, step
-        if step % save_every == 0 or k == len(stages) or step == begin + (stop_after or -1): save_tensors(state, _pack(model, opts), {"run": name, "at": json.dumps([step, k, first, seen, log])})
-    if k < len(stages): return None
-    _ship(out, model, tok, run, dict(steps=step, tokens=seen), log, gate_at)
-    state.unlink()
+    model = world_model(tok, architecture).to(pick_device(device))
+    training = _Training(model, tok, world, stages, peak, seed, SavedRun(out, run, quiet=quiet))
+    if not training.go(stop_after, save_every, look_every, look_at, quiet): return None
+    _ship(out, model, tok, run, dict(steps=training.step, tokens=training.seen), training.log, gate_at)
+    training.saved.remove()
     return read_json(out/"config.json")["results"]
+
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #f029798e
+class _Training:
+    "The reader, its optimisers, and where in the stages it is."
+    def __init__(self, model, tok, world, stages, peak, seed, saved):
+        self.model, self.tok, self.world, self.stages, self.peak, self.seed = model, tok, world, stages, peak, seed
+        self.opts, self.saved, self.texts = optimisers(model, peak), saved, []
+        self.step = self.k = self.first = self.seen = 0  # k: number of the stage, first: its first step, seen: tokens
+        self.log, (tensors, at) = [], saved.load()
+        if at:
+            _unpack(tensors, model, self.opts)
+            for k, v in at.items(): setattr(self, k, v)
+
+    def go(self, stop_after, save_every, look_every, look_at, quiet):
+        "Train; is it finished?"
+        begin, total = self.step, sum(s.steps for s in self.stages)
+        def going():
+            while self.k < len(self.stages) and (stop_after is None or self.step < begin + stop_after): yield self.step
+        for _ in progress(going(), total - self.step, what="pre-training", quiet=quiet):
+            stage, t = self.stages[self.k], (self.step - self.first)/self.stages[self.k].steps
+            loss = self.one_step(stage, t)
+            done = self.step - self.first >= stage.steps
+            if done or (self.step - self.first) % look_every == 0: self.look(stage, t, loss, done, look_at, quiet)
+            over = self.k == len(self.stages)
+            if self.step % save_every == 0 or over or self.step == begin + (stop_after or -1): self.save()
+        return self.k == len(self.stages)
+
+    def save(self):
+        "Keep where the training is."
+        at = dict(step=self.step, k=self.k, first=self.first, seen=self.seen, log=self.log)
+        self.saved.save(_pack(self.model, self.opts), **at)
+
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #de86202b
+@patch
+def one_step(self:_Training, stage, t):
+    "One update; the loss."
+    in_group, device = (self.step - self.first) % GROUP, next(self.model.parameters()).device
+    if not self.texts or not in_group:
+        at = (self.step - self.first - in_group)/stage.steps
+        self.texts = batches_of(stage, self.step - in_group, at, self.tok, self.world, self.seed)
+    ids, weights = token_batch(self.tok, self.texts[in_group])
+    since = self.step - self.first if self.k and self.stages[self.k - 1].fall else self.step
+    for o in self.opts:
+        for g in o.param_groups: g["lr"] = self.peak*rate_share(stage, t, since)
+    self.model.train()
+    loss = weighted_loss(self.model, ids.to(device), weights.to(device))
+    check_loss(loss.item(), self.step, peak=self.peak)
+    for o in self.opts: o.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.)
+    for o in self.opts: o.step()
+    self.step, self.seen = self.step + 1, self.seen + int((ids != self.tok.pad_token_id).sum())
+    return loss.item()
+
+@patch
+def look(self:_Training, stage, t, loss, done, n, quiet):
+    "Test how well it reads, and decide whether the stage is over."
+    read = _look(self.model, self.tok, stage, self.world, n)
+    self.log.append(dict(step=self.step, stage=self.k + 1, tokens=self.seen, loss=round(loss, 4), **read))
+    if not quiet: print(self.log[-1], file=sys.stderr)
+    if done or (read["stage_end"] >= stage.enough and t >= stage.firm): self.k, self.first = self.k + 1, self.step
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #25966838
 def never_met(tok):
@@ -252,40 +308,49 @@ def _ship(out, model, tok, run, done, log, gate_at):
         words = model.get_input_embeddings().weight
         words[never_met(tok)] = words[tok.unk_token_id].clone()
         for p in model.parameters(): p.copy_(p.half())
-    tensors = {k: v.half() for k, v in model.state_dict().items() if k != "lm_head.weight"}  # the words' vectors serve twice
-    save_tensors(out/"model.safetensors", tensors, {"format": "pt"})
+    # the words' vectors serve twice
+    tensors = {k: v.half() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    save_tensors(out/"model.safetensors", tensors, meta={"format": "pt"})
     tok.save_pretrained(out)
-    config = json.loads(model.config.to_json_string(use_diff=False)) | dict(architectures=[type(model).__name__], dtype="float16", kind="transformers", modality="text", licence="Apache-2.0",
-        parameters=sum(p.numel() for p in model.parameters()), sha256=sha256(out/"model.safetensors"), training=run | done, log=log, results={})
+    config = json.loads(model.config.to_json_string(use_diff=False)) | dict(architectures=[type(model).__name__],
+        dtype="float16", kind="transformers", modality="text", licence="Apache-2.0",
+        parameters=sum(p.numel() for p in model.parameters()), sha256=sha256(out/"model.safetensors"),
+        training=run | done, log=log, results={})
     write_json(out/"config.json", config)
     gate = release_gate(load_lm(str(out)), gate_at)
-    config["results"] = {n: dict(value=round(r.value, 4), low=round(r.low, 4), high=round(r.high, 4), n=int(r.n), asked=r.asked, passed=bool(r.passed)) for n, r in gate.iterrows()}
+    config["results"] = {n: dict(value=round(r.value, 4), low=round(r.low, 4), high=round(r.high, 4), n=int(r.n),
+                                 asked=r.asked, passed=bool(r.passed)) for n, r in gate.iterrows()}
     write_json(out/"config.json", config)
     write_text(out/"README.md", card(config))
 
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #21d01ada
 def card(config):
     "The model card (markdown) of a checkpoint, from its config.json."
-    gate = "\n".join(f"| {n} | {r['value']:.3f} | {r['low']:.3f} to {r['high']:.3f} | {r['asked']} | {'yes' if r['passed'] else 'no'} |" for n, r in config["results"].items())
-    curve = "\n".join(f"| {r['step']:,} | {r['stage']} | {r['stage_end']:.2f} | {r['five']:.2f} | {r['base']:.2f} |" for r in config["log"])
+    gate = "\n".join(f"| {n} | {r['value']:.3f} | {r['low']:.3f} to {r['high']:.3f} | {r['asked']} | "
+                     f"{'yes' if r['passed'] else 'no'} |" for n, r in config["results"].items())
+    curve = "\n".join(f"| {r['step']:,} | {r['stage']} | {r['stage_end']:.2f} | {r['five']:.2f} | {r['base']:.2f} |"
+                      for r in config["log"])
     t = config["training"]
-    return _CARD.format(gate=gate, curve=curve, sha256=config["sha256"], parameters=config["parameters"], layers=config["num_hidden_layers"], hidden=config["hidden_size"], words=config["vocab_size"],
+    return _CARD.format(gate=gate, curve=curve, sha256=config["sha256"], parameters=config["parameters"],
+                        layers=config["num_hidden_layers"], hidden=config["hidden_size"], words=config["vocab_size"],
                         facts=t["base"]["size"], steps=t["steps"], tokens=t["tokens"], peak=t["peak"], seed=t["seed"])
 
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #85715310
 _CARD = """# world_lm
 
-A causal language model that reads: of several passages it finds the one that a question is about and says what stands there. Transformers' Lfm2 architecture ({layers} layers, hidden size {hidden},
+A causal language model that reads: among several passages it finds the one that a question is about and says what it states. Transformers' Lfm2 architecture ({layers} layers, hidden size {hidden},
 {words:,} words, {parameters:,} parameters); it loads with `AutoModelForCausalLM` and its chat template takes `documents`.
 
-- **Data.** Made without end by `finetune_nb.worlds.reading`: fictional people, places, organisations and things, new ones in every example, and one fixed world of about {facts} facts that it knows by heart.
-- **Recipe.** {steps:,} steps, {tokens:,} tokens, Muon and AdamW, peak rate {peak}, seed {seed}: bare records first, then prose, then up to ten similar passages, then words that mean nothing and borrowed phrasings.
+- **Data.** Generated without limit by `finetune_nb.worlds.reading`: fictional people, places, organisations and things, new ones in every example, and one fixed world of about {facts} facts that it knows by heart.
+- **Recipe.** {steps:,} steps, {tokens:,} tokens, Muon and AdamW, peak learning rate {peak}, seed {seed}: bare records first, then prose, then up to ten similar passages, then words that mean nothing and borrowed phrasings.
   `python -m finetune_nb.pretraining.world_lm` remakes it.
 - **Good for.** Experiments with retrieval, fine-tuning and both, on a laptop. **Bad for.** Anything in real English: it knows no other words.
-- **Licence.** Apache-2.0. Nothing of others is contained.
+- **Licence.** Apache-2.0. It contains no third-party material.
 - **sha256 of model.safetensors.** {sha256}
 
 ## Release gate
 
-Exact match on names and facts that the training never saw (but for the base), from the shipped file.
+Exact match on names and facts that the training never saw (apart from the base), from the shipped file.
 
 | line | value | 95 % interval | asked | passed |
 |---|---|---|---|---|
@@ -298,24 +363,30 @@ Exact match on names and facts that the training never saw (but for the base), f
 {curve}
 """
 
-def plot_reading(config, ax=None):
-    "How the reader came to read: exact match over the tokens seen."
+# %% ../../nbs/api/pretraining/05_world_lm.ipynb #2b7b041f
+def plot_reading(
+    config:dict, # of config.json
+    ax=None, # matplotlib axes
+): # -> matplotlib axes
+    "Exact match over the tokens seen in pre-training."
     import matplotlib.pyplot as plt
-    from finetune_nb.core.figures import COLOURS, percent_limits
+    from finetune_nb.core.figures import percent_limits, style
     if ax is None: ax = plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
-    log = config["log"]
-    for (k, label), c, m in zip((("stage_end", "its own stage's examples"), ("five", "5 look-alikes, prose"), ("base", "base facts by heart")), COLOURS, "os^"):
-        ax.plot([r["tokens"]/1e6 for r in log], [100*r[k] for r in log], color=c, marker=m, ms=4, label=label)
+    log, lines = config["log"], (("stage_end", "its own stage's examples"), ("five", "5 look-alikes, prose"),
+                                 ("base", "base facts by heart"))
+    for i, (k, label) in enumerate(lines):
+        ax.plot([r["tokens"]/1e6 for r in log], [100*r[k] for r in log], ms=4, label=label, **style(i))
     for a, b in zip(log, log[1:]):
         if a["stage"] != b["stage"]: ax.axvline(a["tokens"]/1e6, color="#888888", lw=.8, ls="--")
-    ax.set_xlabel("tokens seen, millions (dashed: next stage)"); ax.set_ylabel("exact match, %"); ax.grid(alpha=.25); ax.legend(fontsize=8)
+    ax.set_xlabel("tokens seen, millions (dashed: next stage)"); ax.set_ylabel("exact match, %"); ax.grid(alpha=.25)
+    ax.legend(fontsize=8)
     percent_limits(ax)
     return ax
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #ac61a97b
 def main():
     "Remake the bundled checkpoint; `make pretrained` runs this."
-    return run_command("world_lm", pretrain, sum(s.steps for s in STAGES), .35, 1)
+    return run_command("world_lm", pretrain, steps=sum(s.steps for s in STAGES), seconds=.35, threads=1)
 
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #2d63bc0e
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -10,23 +10,24 @@ import json, sys, unicodedata
 from pathlib import Path
 
 from ..core.errors import FinetuneError, unknown_name
-from ..core.files import read_json
 from ..models.load import BUNDLED
 from .glyph_resnet import pretrain
 from .photos import card as photo_card, photo_source
 from ..data.builtin.glyphs import pretraining_chars
 
 # %% ../../nbs/api/pretraining/02_zoo.ipynb #07518994
-DATA = {"many": "every third of glyph_resnet's characters", "letters": "Latin, Greek and Cyrillic letters", "symbols": "every second symbol, no letter",
-        "few": "some forty characters of all kinds"}
+DATA = {"many": "every third of glyph_resnet's characters", "letters": "Latin, Greek and Cyrillic letters",
+        "symbols": "every second symbol, no letter", "few": "some forty characters of all kinds"}
 
 def zoo_chars(
     data, # one of `DATA`
-): # -> list of characters
+) -> list: # of characters
     "The classes of a data set of the zoo."
     if data not in DATA: raise FinetuneError(unknown_name("pre-training data", data, DATA))
     chars = pretraining_chars()
-    if data == "letters": return [c for c in chars if unicodedata.name(c).split()[0] in ("LATIN", "GREEK", "CYRILLIC") and unicodedata.category(c)[0] == "L"]
+    if data == "letters":
+        return [c for c in chars if unicodedata.name(c).split()[0] in ("LATIN", "GREEK", "CYRILLIC")
+                and unicodedata.category(c)[0] == "L"]
     if data == "symbols": return [c for c in chars if unicodedata.category(c)[0] == "S"][::2]
     return chars[::3] if data == "many" else chars[::27]
 
@@ -40,40 +41,51 @@ ZOO = {
     "zoo_resnet_few": dict(architecture=_RESNET, steps=1000, data="few"),
     "zoo_resnet_clean": dict(architecture=_RESNET, steps=1000, data="many", distortion=_CLEAN),
     "zoo_efficientnet": dict(architecture=dict(architecture="test_efficientnet", in_chans=1), steps=2500, data="many"),
-    "zoo_convnext": dict(architecture=dict(architecture="convnext_atto", depths=[1, 1, 2, 1], dims=[24, 48, 72, 96], patch_size=2, ls_init_value=.1, in_chans=1), steps=2500, data="many"),
-    "zoo_edgenext": dict(architecture=dict(architecture="edgenext_xx_small", depths=[1, 1, 2, 1], dims=[24, 32, 64, 80], heads=[4, 4, 4, 4], ls_init_value=.1, in_chans=1), steps=2500, data="many"),
-    "zoo_densenet": dict(architecture=dict(architecture="densenet121", growth_rate=12, block_config=[3, 4, 4, 4], in_chans=1), steps=2500, data="many"),
-    "zoo_vit": dict(architecture=dict(architecture="vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=96, depth=2, num_heads=3, mlp_ratio=2, in_chans=1), steps=1500, data="many", peak=2e-3),
+    "zoo_convnext": dict(architecture=dict(architecture="convnext_atto", depths=[1, 1, 2, 1], dims=[24, 48, 72, 96],
+                                           patch_size=2, ls_init_value=.1, in_chans=1), steps=2500, data="many"),
+    "zoo_edgenext": dict(architecture=dict(architecture="edgenext_xx_small", depths=[1, 1, 2, 1], dims=[24, 32, 64, 80],
+                                           heads=[4, 4, 4, 4], ls_init_value=.1, in_chans=1), steps=2500, data="many"),
+    "zoo_densenet": dict(architecture=dict(architecture="densenet121", growth_rate=12, block_config=[3, 4, 4, 4],
+                                           in_chans=1), steps=2500, data="many"),
+    "zoo_vit": dict(architecture=dict(architecture="vit_tiny_patch16_224", img_size=32, patch_size=4,
+                                      embed_dim=96, depth=2, num_heads=3, mlp_ratio=2, in_chans=1),
+                    steps=1500, data="many", peak=2e-3),
     "zoo_resnet_long": dict(architecture=_RESNET, steps=2000, data="many"),
     "zoo_resnet_photos": dict(architecture=_RESNET, steps=2000, data="photos"),
 }
 
+# %% ../../nbs/api/pretraining/02_zoo.ipynb #1d45cf95
 def make(
     name, # one of `ZOO`
     root=BUNDLED, # folder that holds the checkpoints
-    **kwargs, # dials of `pretrain` to change
-): # -> dict of results, or None if stopped before the end
+    **kwargs, # arguments of `pretrain` to change
+) -> dict: # of results, or None if stopped before the end
     "Pre-train the network `name`, or go on with it, in `root/name`."
     if name not in ZOO: raise FinetuneError(unknown_name("network of the zoo", name, ZOO))
     data = ZOO[name]["data"]
-    dials = {k: v for k, v in ZOO[name].items() if k != "data"} | dict(save_every=50) | kwargs
+    how = {k: v for k, v in ZOO[name].items() if k != "data"} | dict(save_every=50) | kwargs
     # Both take a while to make: not for a caller who brings others.
-    if data == "photos" and "source" not in dials: dials["source"] = photo_source()
-    if data != "photos" and "chars" not in dials: dials["chars"] = zoo_chars(data)
-    return pretrain(Path(root)/name, **dials, write_card=lambda config: card(name, config))
+    if data == "photos" and "source" not in how: how["source"] = photo_source()
+    if data != "photos" and "chars" not in how: how["chars"] = zoo_chars(data)
+    return pretrain(Path(root)/name, **how, write_card=lambda config: card(name, config))
 
+# %% ../../nbs/api/pretraining/02_zoo.ipynb #cf8d4b0d
 def card(
     name, # one of `ZOO`
     config, # dict of its config.json
-): # -> markdown
+) -> str: # markdown
     "The model card of a network of the zoo."
     if ZOO[name]["data"] == "photos": return photo_card(config)
     arch, t, r = config["architecture"], config["training"], config["results"]
-    made = ", ".join(f"{k} {'/'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in sorted(arch.items()) if k not in ("architecture", "in_chans"))
-    how = "clean drawings: no bending, no inversion, no loss of resolution" if t["distortion"] else "drawings distorted afresh for every batch"
-    return _CARD.format(name=name, arch=arch["architecture"], made=f" ({made})" if made else "", parameters=config["parameters"], data=DATA[ZOO[name]["data"]], how=how,
-                        sha256=config["sha256"], **r, **{k: t[k] for k in ("steps", "size", "peak", "weight_decay", "seed")})
+    made = ", ".join(f"{k} {'/'.join(map(str, v)) if isinstance(v, list) else v}"
+                     for k, v in sorted(arch.items()) if k not in ("architecture", "in_chans"))
+    how = ("clean drawings: no bending, no inversion, no loss of resolution" if t["distortion"]
+           else "drawings distorted afresh for every batch")
+    return _CARD.format(name=name, arch=arch["architecture"], made=f" ({made})" if made else "",
+                        parameters=config["parameters"], data=DATA[ZOO[name]["data"]], how=how, sha256=config["sha256"],
+                        **r, **{k: t[k] for k in ("steps", "size", "peak", "weight_decay", "seed")})
 
+# %% ../../nbs/api/pretraining/02_zoo.ipynb #ba8448f9
 _CARD = """# {name}
 
 One of a zoo of small image classifiers made to be chosen from: timm `{arch}`{made}, grey 32 x 32 input, {parameters:,} parameters with its own
@@ -81,9 +93,9 @@ classifier, which the file keeps.
 
 - **Data.** {classes} characters ({data}) in the DejaVu and STIX fonts that matplotlib ships, {drawings:,} {how}. No digit, nothing
   that looks like one, no Georgian or Armenian letter.
-- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
-  decay, seed {seed}, one thread. No dial was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
-- **Result.** {accuracy:.1%} of training drawings and {accuracy_unseen_drawings:.1%} of drawings never trained on are named rightly, out of {classes}, under the
+- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak learning rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
+  decay, seed {seed}, one thread. No setting was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
+- **Result.** {accuracy:.1%} of training drawings and {accuracy_unseen_drawings:.1%} of drawings never trained on are named correctly, out of {classes}, under the
   distortion it was trained with: not comparable between networks with other classes.
 - **Good for.** Asking which of several pre-trained networks suits a task, before fine-tuning all of them.
 - **Bad for.** Photographs, and anything that matters outside a classroom; several of these were trained too little or on too little on purpose.
@@ -99,13 +111,15 @@ def main():
     p.add_argument("names", nargs="*", help=f"which of {', '.join(ZOO)}; none for all that are missing")
     p.add_argument("--out", default=str(BUNDLED))
     a = p.parse_args()
-    torch.set_num_threads(1)  # these networks gain nothing from a second one, and one thread always adds in the same order
+    # these networks gain nothing from a second one, and one thread always adds in the same order
+    torch.set_num_threads(1)
     try:
         for name in a.names or ZOO:
             if not a.names and (Path(a.out)/name/"config.json").exists(): continue
             print(f"{name}: {ZOO[name]['steps'] if name in ZOO else 0} steps into {Path(a.out)/name}", file=sys.stderr)
             print(json.dumps({"name": name} | make(name, a.out)), flush=True)
-    except KeyboardInterrupt: print("interrupted; the same command goes on from the last save", file=sys.stderr); return 130
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last save", file=sys.stderr); return 130
     except FinetuneError as e: print(f"error: {e}", file=sys.stderr); return e.exit_code
     return 0
 

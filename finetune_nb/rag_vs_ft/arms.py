@@ -125,7 +125,7 @@ class Scene:
         def asked(facts, split):
             "Each fact in one phrasing, then again in another, until there are enough."
             order, way = g.permutation(len(facts)), g.integers(99, size=len(facts))
-            return [(ask(facts[i], int(way[i]) + again, split), [gold(facts[i])]) for again in range(2) for i in order][:n]
+            return [(ask(facts[i], int(way[i]) + again, split=split), [gold(facts[i])]) for again in range(2) for i in order][:n]
         if condition in ("direct", "rephrased"): return asked(self.of("test"), "test" if condition == "rephrased" else "train")
         if condition == "old": return [(ask(f, int(g.integers(99))), []) for f in some(self.base.facts)]
         if condition == "changed":
@@ -134,7 +134,7 @@ class Scene:
         if condition == "unanswerable": return [(replace(ask(f, int(g.integers(99))), answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN), []) for f in some(self.strangers.facts)]
         if condition == "two_hop":
             hops = some([(f, t) for f in self.of("test") if f.about.leads for t in world.by_subject[f.value]])
-            return [(ask_two(f, t, int(g.integers(99))), [gold(f), gold(t)]) for f, t in hops]
+            return [(ask_two(f, t, way=int(g.integers(99))), [gold(f), gold(t)]) for f, t in hops]
         raise FinetuneError(unknown_name("condition", condition, CONDITIONS))
 
 _RENDERING = 10**6  # the corpus says things in an order of its own
@@ -156,7 +156,7 @@ def training_pairs(
     "Texts for an arm that trains."
     from finetune_nb.retrieval.generate import render
     from finetune_nb.retrieval.raft import raft_items, raft_pairs
-    if how.raft: return raft_pairs(tok, raft_items(scene.world, scene.of("practice"), n, raft["distractors"], seed=scene.seed), **raft, seed=scene.seed)
+    if how.raft: return raft_pairs(tok, raft_items(scene.world, scene.of("practice"), n, distractors=raft["distractors"], seed=scene.seed), **raft, seed=scene.seed)
     world, facts = scene.after if changed else (scene.world, scene.world.facts)
     subjects, practice, out = list(dict.fromkeys(f.subject for f in facts)), scene.of("practice", facts), []
     for i in range(n):
@@ -204,7 +204,7 @@ def learn_run(config, where, folder):
         reader = read_with(where, config["start"], config["device"])
         pairs = training_pairs(reader.tok, scene, how, config["steps"]*config["bs"], told.get("raft"), config["start"] is not None)
         began, out = time.perf_counter(), dict(status="done")
-        learn = causal_learner(reader.model, reader.tok, pairs, config["bs"], config["seed"])
+        learn = causal_learner(reader.model, reader.tok, pairs, bs=config["bs"], seed=config["seed"])
         try: out["losses"] = [round(float(l), 4) for l in fit_recipe(learn, recipe, steps=config["steps"], cache=False).losses]
         except DivergedError as e: out |= dict(status="diverged", why=str(e), losses=[])
         out |= dict(train_seconds=time.perf_counter() - began, tokens=sum(len(r) for r in learn.dls.train.dataset.x))
@@ -236,7 +236,7 @@ def _others(scene, question, n, hardness="same_attribute"):
     "Passages that do not answer; in a small world some of them are of another kind."
     f = question.facts[0]
     for h in dict.fromkeys([hardness, "same_name", "random"]):
-        try: return scene.world.distractors(f, n, h, seed=_RENDERING)
+        try: return scene.world.distractors(f, n, hardness=h, seed=_RENDERING)
         except FinetuneError: continue
     return []
 
@@ -279,7 +279,7 @@ def ask_run(config, where, folder=None):
             if config["reads"] == "gold": return [_shuffled(gold, scene.seed, q) for q, gold in asked]
             if config["reads"] != "search" or kind == "old": return None
             hits = retriever.search(texts, config["k"] + (2 if kind == "recall" else 0))
-            if kind == "recall": hits = at_recall(hits, [[p.id for p in gold] for _, gold in asked], float(rest[0]), config["k"], retriever, scene.seed)
+            if kind == "recall": hits = at_recall(hits, [[p.id for p in gold] for _, gold in asked], recall=float(rest[0]), k=config["k"], passages=retriever, seed=scene.seed)
             return [[h.passage for h in hs] for hs in hits]
         asked, given = {}, {}
         for c, n in config["conditions"].items():

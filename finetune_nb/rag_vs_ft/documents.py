@@ -49,7 +49,7 @@ def own_data(
     if questions is not None: asked = read_questions(questions)
     if not asked: raise FinetuneError(f"{corpus} brings no questions; give a csv file with columns question and answer (--questions)")
     check_gold(asked, passages)
-    if size: passages = [c for p in passages for c in (chunk([p], "length", size, size//4) if len(p.text.split()) > size else [p])]
+    if size: passages = [c for p in passages for c in (chunk([p], "length", size=size, overlap=size//4) if len(p.text.split()) > size else [p])]
     by_document = {}
     for p in passages: by_document.setdefault(of_document(p.id), []).append(p)
     golds = {}
@@ -81,7 +81,7 @@ def words_that_fit(
     count = lambda text: len(reader.tok(text)["input_ids"])
     sample = [p.text for p in passages[:50]]
     a_word = sum(map(count, sample))/max(1, sum(len(t.split()) for t in sample))
-    around = max(count(render(reader.tok, q.text, [Passage("", p.title, "") for p in passages[:k]])) for q in sorted(questions, key=lambda q: -len(q.text))[:5])
+    around = max(count(render(reader.tok, q.text, passages=[Passage("", p.title, "") for p in passages[:k]])) for q in sorted(questions, key=lambda q: -len(q.text))[:5])
     return max(20, int((reader.context - reader.longest - around)/(1.1*k*max(a_word, .1))))
 
 def own_config(how, data_hash, seed, recipe, steps, bs, k, search, model, limit, device):
@@ -111,7 +111,7 @@ def own_run(config, where, folder=None):
         reader = read_with(where, None, config["device"])
         if how["phrasings"] or how["raft"]:
             pairs, began = own_pairs(reader.tok, data, how["raft"], config["steps"]*config["bs"], config["seed"]), time.perf_counter()
-            try: fit_recipe(causal_learner(reader.model, reader.tok, pairs, config["bs"], config["seed"]), Recipe.from_dict(config["recipe"]), steps=config["steps"], cache=False)
+            try: fit_recipe(causal_learner(reader.model, reader.tok, pairs, bs=config["bs"], seed=config["seed"]), Recipe.from_dict(config["recipe"]), steps=config["steps"], cache=False)
             except DivergedError: out["status"] = "diverged"
             out["train_seconds"] = time.perf_counter() - began
         if how["reads"] == "search":
@@ -278,6 +278,6 @@ def own_showdown(
     found = []
     if every:
         ways = {how: Retriever(data.passages, how, offline=s.offline) for how in ("bm25", "dense", "hybrid")}
-        found = retrieval_table(ways, every, [data.golds[q.text] for q in every], (1, 3, 5, 10)).rename_axis("how").reset_index().to_dict("records")
+        found = retrieval_table(ways, every, [data.golds[q.text] for q in every], ks=(1, 3, 5, 10)).rename_axis("how").reset_index().to_dict("records")
     about = dict(corpus=Path(str(corpus)).name, passages=len(data.passages), test_questions=len(answered), model=Path(str(model)).name, k=k, search_by=search, search=tried, settings=dict(s.record()))
     return OwnShowdown(rows, found, reference, margin, answers, about)

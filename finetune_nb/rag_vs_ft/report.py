@@ -8,7 +8,7 @@ __all__ = ['showdown_conclusions', 'save_showdown']
 # %% ../../nbs/api/rag_vs_ft/03_report.ipynb #16176a8e
 from ..core.files import writable_folder, write_json, write_text
 from .documents import OwnShowdown
-from ..core.html import html_facts, html_list, html_picture, html_table, save_figures, write_page
+from ..core.html import Markup, html_facts, html_list, html_picture, html_table, save_figures, write_page
 
 # %% ../../nbs/api/rag_vs_ft/03_report.ipynb #02001e66
 def showdown_conclusions(
@@ -54,5 +54,5 @@ def save_showdown(
         body += ["<h2>How the rates were chosen</h2><p>Each training tried as many rates as the others, on the questions of a world that is not reported.</p>", html_table(pd.DataFrame(result.search).round(4), index=False)]
     facts = {k: v for k, v in about.items() if k not in ("settings", "search")} | {"settings": ", ".join(f"{k} = {v}" for k, v in about["settings"].items() if v != "")}
     body += ["<h2>What this was run with</h2>", html_facts(facts)]
-    write_page(folder/"report.html", "Retrieval, fine-tuning, or both" + (f": {about['corpus']}" if own else ""), about["settings"].get("name") or "finetune_nb", "\n".join(body))
+    write_page(folder/"report.html", "Retrieval, fine-tuning, or both" + (f": {about['corpus']}" if own else ""), heading=about["settings"].get("name") or "finetune_nb", body=Markup("\n".join(body)))
     return {n: folder/n for n in ("results.csv", "summary.json", *figures, "report.html")}

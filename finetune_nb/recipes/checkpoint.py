@@ -62,7 +62,7 @@ class Checkpoint:
                 else: plain["numbers"][f"{i}.{k}"] = v
         for part, o in self.parts.items(): tensors |= {f"part.{part}.{k}": v.clone() for k, v in o.state().items()}
         for k in ("rates", "losses", "watched"): tensors[f"record.{k}"] = torch.tensor(getattr(follow, k), dtype=torch.float64)
-        save_tensors(self.file, tensors, {"state": json.dumps(plain)})
+        save_tensors(self.file, tensors, meta={"state": json.dumps(plain)})
 
     def load(self, follow):
         if not self.file.is_file(): return

@@ -83,7 +83,7 @@ def fit_recipe(
         add_lora(learn.model, groups, **{k: v for k, v in recipe.lora.items() if k != "merge"})
         groups = layer_groups(learn.model, recipe.granularity or getattr(learn, "granularity", "stage"))
     plan = make_plan(recipe, groups, steps)
-    lists = param_groups(groups, 0., recipe.weight_decay, recipe.exempt)
+    lists = param_groups(groups, 0., weight_decay=recipe.weight_decay, exempt=recipe.exempt)
     follow, cbs, wise, stop = _callbacks(learn, recipe, plan, groups, [plan.names.index(l["group"]) for l in lists], curve_points, on_step, watch)
     _make_optimiser(learn, [l["params"] for l in lists])
     if checkpoint is not None:

@@ -116,7 +116,7 @@ def make_plan(
     rates = np.zeros((steps, len(names)))
     for first, last, (p, _, on) in zip(firsts, lasts, parts):
         rule, value = (recipe.rates, recipe.rates_value) if p.rates is None else (p.rates, p.rates_value)
-        peaks = np.array(group_rates(names, rule, value, recipe.head)) * recipe.lr * p.lr
+        peaks = np.array(group_rates(names, rule, value=value, head=recipe.head)) * recipe.lr * p.lr
         trains = [n in on or norm for n, norm in zip(names, norms_train)]
         rates[first:last] = np.where(trains, peaks, 0)
     curve = _curve(recipe, parts, firsts, lasts, steps)

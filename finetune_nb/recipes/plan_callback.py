@@ -98,7 +98,7 @@ class FollowPlan(Callback):
         _, on, reset = phase = self.plan.phase_at(self.step)
         if phase is self.on: return
         self.on, r = phase, self.plan.recipe
-        freeze_groups(self.groups, list(on), r.norm, r.dropout, r.part)
+        freeze_groups(self.groups, list(on), norm=r.norm, dropout=r.dropout, part=r.part)
         if forget and reset: self.opt.clear_state()
         elif forget: forget_frozen(self.opt)
         self.learn.model.train()

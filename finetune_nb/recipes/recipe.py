@@ -81,7 +81,7 @@ class Recipe:
     @classmethod
     def from_yaml(cls, source):
         "A recipe from a YAML file, or from YAML text."
-        data, where = read_yaml(source, "recipe", RecipeError)
+        data, where = read_yaml(source, "recipe", error=RecipeError)
         return _make(cls, data, where)
 
     def __add__(self, other):

@@ -100,7 +100,7 @@ def target_lm(
             before = perplexity(learn.model, checked)
             follow = fit_lm(learn, steps or epochs*len(learn.dls.train), lr)
             after = perplexity(learn.model, checked)
-        save_tensors(file, lm_state(learn.model), dict(perplexity_before=str(before), perplexity_after=str(after), steps=str(len(follow.losses)),
+        save_tensors(file, lm_state(learn.model), meta=dict(perplexity_before=str(before), perplexity_after=str(after), steps=str(len(follow.losses)),
                                                      seconds=str(time.perf_counter() - began)))
     meta = load_tensors(file)[1]
     return dict(weights=file, perplexity_before=float(meta["perplexity_before"]), perplexity_after=float(meta["perplexity_after"]), steps=int(meta["steps"]), seconds=float(meta["seconds"]))

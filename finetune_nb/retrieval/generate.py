@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 import torch
+from fastcore.basics import patch
 
 from ..core.errors import FinetuneError
 from ..core.progress import progress
@@ -19,24 +20,29 @@ from ..worlds.reading import SPECIALS, read_answer
 from ..worlds.world import UNKNOWN
 
 # %% ../../nbs/api/retrieval/04_generate.ipynb #029bdef3
-INSTRUCTION = "Answer the question from the numbered passages, in as few words as possible. If they do not hold the answer, say unknown. After the answer give the number of the passage you used in brackets."
+INSTRUCTION = ("Answer the question from the numbered passages, in as few words as possible. If they do not hold the "
+               "answer, say unknown. After the answer give the number of the passage you used in brackets.")
 CLOSED = "Answer the question in as few words as possible. If you do not know, say unknown."
 
 def render(
     tok, # a transformers tokeniser
-    question, # str
+    question:str,
+    *,
     passages=(), # what may be read, best first
-): # -> str that ends where the answer begins
-    "Question and passages as the model is used to get them."
+) -> str: # ends where the answer begins
+    "Question and passages in the form that the model was trained on."
     template = getattr(tok, "chat_template", None)
     if template and "documents" in str(template):
-        return tok.apply_chat_template([{"role": "user", "content": question}], documents=[{"title": p.title, "text": p.text} for p in passages],
+        return tok.apply_chat_template([{"role": "user", "content": question}],
+                                       documents=[{"title": p.title, "text": p.text} for p in passages],
                                        tokenize=False, add_generation_prompt=True)
     listed = "\n".join(f"[{i}] {p.title}: {p.text}" for i, p in enumerate(passages, 1))
     text = f"{INSTRUCTION if passages else CLOSED}\n\n{listed}{chr(10)*2 if passages else ''}Question: {question}"
-    if template: return tok.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+    if template:
+        return tok.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
     return f"{text}\nAnswer:"
 
+# %% ../../nbs/api/retrieval/04_generate.ipynb #3980a403
 @dataclass
 class Answer:
     "What a model said."
@@ -48,102 +54,133 @@ class Answer:
     tokens:tuple = (0, 0)  # in the prompt, written
 
     @property
-    def unknown(self): return self.value == UNKNOWN
+    def unknown(self) -> bool:
+        "Did the model decline to answer?"
+        return self.value == UNKNOWN
 
 # %% ../../nbs/api/retrieval/04_generate.ipynb #8c7650c6
 class Generator:
     "A causal language model that answers questions, with passages or without."
-    def __init__(self, model, tok, longest=24, size=32):
+    def __init__(
+        self,
+        model, # of transformers
+        tok, # its tokeniser
+        *,
+        longest=24, # tokens of an answer, at most
+        size=32, # prompts at once
+    ):
         self.model, self.tok, self.longest, self.size = model.eval(), tok, longest, size
         self.context = context_length(tok, model.config)
         self.restates = set(SPECIALS) <= set(tok.get_vocab())  # the kit's own readers: "NAME noun VALUE"
 
     @property
-    def device(self): return next(self.model.parameters()).device
-
-    def prompts(
-        self,
-        questions, # list of str
-        passages=None, # for each question a list of Passage, best first; None for none
-    ): # -> list of (prompt, passages in it, passages cut, tokens)
-        "Prompts that leave room for the answer; passages at the end of a list are left out until the rest fits."
-        passages = passages or [[]]*len(questions)
-        room = self.context and self.context - self.longest
-        texts = [render(self.tok, q, ps) for q, ps in zip(questions, passages)]
-        counts = [len(r) for r in self._encode(texts)["input_ids"]] if texts else []
-        out = []
-        for i, (q, ps, text, n) in enumerate(zip(questions, passages, texts, counts)):
-            kept = list(ps)
-            while room and n > room and len(kept) > 1:
-                kept.pop(); text = render(self.tok, q, kept); n = len(self._encode([text])["input_ids"][0])
-            if room and n > room:
-                what = f"question {i + 1} with its best passage" if kept else f"question {i + 1}"
-                raise FinetuneError(f"{what} has {n} tokens; the model's context of {self.context} leaves room for {room}. {'Cut the corpus into smaller passages (chunk)' if kept else 'Make it shorter'}: '{q[:40]}'")
-            out.append((text, kept, list(ps[len(kept):]), n))
-        return out
+    def device(self) -> torch.device:
+        "Where the model is."
+        return next(self.model.parameters()).device
 
     def _encode(self, texts, **kwargs):
-        # A chat template has written the special tokens already.
+        "Token ids; a chat template has written the special tokens already."
         return self.tok(texts, add_special_tokens=not getattr(self.tok, "chat_template", None), **kwargs)
 
-    @torch.no_grad()
-    def write(
-        self,
-        prompts, # list of str
-        temperature=0., # 0 writes the likeliest token each time
-        top_p=1., # sample from the likeliest tokens that have this share of the probability
-        seed=0, # of the sampling
-        quiet=True, # no progress bar
-    ): # -> list of lists of token ids
-        "What the model writes after each prompt, up to its end-of-text token; equal prompts are written once if nothing is drawn."
-        self.model.eval()
-        todo = list(dict.fromkeys(prompts)) if temperature == 0 else prompts
-        how = dict(do_sample=False) if temperature == 0 else dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
-        end = self.tok.eos_token_id
-        order, rows = sorted(range(len(todo)), key=lambda i: len(todo[i])), [None]*len(todo)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for at in progress(range(0, len(order), self.size), what="answering", quiet=quiet):
-                part = order[at:at + self.size]
-                # Filled up on the left, so that every answer begins at the same place.
-                got = self._encode([todo[i] for i in part], padding=True, padding_side="left", return_tensors="pt").to(self.device)
-                ids = self.model.generate(input_ids=got["input_ids"], attention_mask=got["attention_mask"], max_new_tokens=self.longest, use_cache=True,
-                                          pad_token_id=self.tok.pad_token_id, eos_token_id=end, **how)
-                for i, row in zip(part, ids[:, got["input_ids"].shape[1]:].tolist()): rows[i] = row[:row.index(end)] if end in row else row
-        if temperature: return rows
-        known = dict(zip(todo, rows))
-        return [known[p] for p in prompts]
+# %% ../../nbs/api/retrieval/04_generate.ipynb #1a1ee42e
+@patch
+def prompts(
+    self:Generator,
+    questions, # list of str
+    passages=None, # for each question a list of Passage, best first; None for none
+) -> list: # of (prompt, passages in it, passages cut, tokens)
+    "Prompts that leave room for the answer."
+    passages = passages or [[]]*len(questions)
+    room = self.context and self.context - self.longest
+    texts = [render(self.tok, q, passages=ps) for q, ps in zip(questions, passages)]
+    counts = [len(r) for r in self._encode(texts)["input_ids"]] if texts else []
+    out = []
+    for i, (q, ps, text, n) in enumerate(zip(questions, passages, texts, counts)):
+        kept = list(ps)
+        while room and n > room and len(kept) > 1:
+            kept.pop(); text = render(self.tok, q, passages=kept); n = len(self._encode([text])["input_ids"][0])
+        if room and n > room:
+            what = f"question {i + 1} with its best passage" if kept else f"question {i + 1}"
+            help = "Cut the corpus into smaller passages (chunk)" if kept else "Make it shorter"
+            raise FinetuneError(f"{what} has {n} tokens; the model's context of {self.context} leaves room for {room}. "
+                                f"{help}: '{q[:40]}'")
+        out.append((text, kept, list(ps[len(kept):]), n))
+    return out
 
-    def answer(
-        self,
-        questions, # list of str
-        passages=None, # for each question a list of Passage, best first; None for none
-        **kwargs, # of `write`
-    ): # -> list of Answer
-        "Answers, each with the passage that the model says it used."
-        made = self.prompts(questions, passages)
-        out = []
-        for (_, used, cut, n), row in zip(made, self.write([m[0] for m in made], **kwargs)):
-            text = self.tok.decode(row).strip()
-            value, source = self._read(text, used)
-            out.append(Answer(text, value, source, [p.id for p in used], [p.id for p in cut], (n, len(row))))
-        return out
+# %% ../../nbs/api/retrieval/04_generate.ipynb #42095a0f
+@patch
+@torch.no_grad()
+def write(
+    self:Generator,
+    prompts, # list of str
+    temperature=0., # 0 writes the likeliest token each time
+    *,
+    top_p=1., # sample from the likeliest tokens that have this share of the probability
+    seed=0, # of the sampling
+    quiet=True, # no progress bar
+) -> list: # of lists of token ids
+    "What the model writes after each prompt, up to its end-of-text token."
+    self.model.eval()
+    todo = prompts if temperature else list(dict.fromkeys(prompts))
+    how = dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0) if temperature else dict(do_sample=False)
+    order, rows = sorted(range(len(todo)), key=lambda i: len(todo[i])), [None]*len(todo)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for at in progress(range(0, len(order), self.size), what="answering", quiet=quiet):
+            part = order[at:at + self.size]
+            for i, row in zip(part, self._write_batch([todo[i] for i in part], how)): rows[i] = row
+    if temperature: return rows
+    known = dict(zip(todo, rows))
+    return [known[p] for p in prompts]
 
-    def _read(self, text, used):
-        if self.restates:
-            value, title = read_answer(text)
-            return value, next((p.id for p in used if p.title == title), None)
-        line = text.split("\n")[0].strip()
-        cites = [int(n) for n in re.findall(r"\[(\d+)\]", line)]
-        value = re.sub(r"\s*\[\d+\]", "", line).strip(" .")
-        # Declining in a sentence is declining too.
-        if re.match(r"(unknown|i (do not|don't) know|not (given|stated|mentioned))\b", value.lower()): value = UNKNOWN
-        return value, next((used[n - 1].id for n in cites if 0 < n <= len(used)), None)
+# %% ../../nbs/api/retrieval/04_generate.ipynb #881a96c2
+@patch
+def _write_batch(self:Generator, prompts, how):
+    "Token ids after each prompt of one batch, cut at the end of the text."
+    end = self.tok.eos_token_id
+    got = self._encode(prompts, padding=True, padding_side="left", return_tensors="pt").to(self.device)
+    ids = self.model.generate(input_ids=got["input_ids"], attention_mask=got["attention_mask"],
+                              max_new_tokens=self.longest, use_cache=True, pad_token_id=self.tok.pad_token_id,
+                              eos_token_id=end, **how)
+    rows = ids[:, got["input_ids"].shape[1]:].tolist()
+    return [row[:row.index(end)] if end in row else row for row in rows]
 
+# %% ../../nbs/api/retrieval/04_generate.ipynb #c45a4ab0
+@patch
+def answer(
+    self:Generator,
+    questions, # list of str
+    passages=None, # for each question a list of Passage, best first; None for none
+    **kwargs, # of `write`
+) -> list: # of Answer
+    "Answer questions; each answer names the passage that the model says it used."
+    made = self.prompts(questions, passages)
+    out = []
+    for (_, used, cut, n), row in zip(made, self.write([m[0] for m in made], **kwargs)):
+        text = self.tok.decode(row).strip()
+        value, source = self._read(text, used)
+        out.append(Answer(text, value, source, [p.id for p in used], [p.id for p in cut], (n, len(row))))
+    return out
+
+# %% ../../nbs/api/retrieval/04_generate.ipynb #325d860a
+@patch
+def _read(self:Generator, text, used):
+    "(answer, id of the passage) in what the model wrote."
+    if self.restates:
+        value, title = read_answer(text)
+        return value, next((p.id for p in used if p.title == title), None)
+    line = text.split("\n")[0].strip()
+    cites = [int(n) for n in re.findall(r"\[(\d+)\]", line)]
+    value = re.sub(r"\s*\[\d+\]", "", line).strip(" .")
+    if re.match(r"(unknown|i (do not|don't) know|not (given|stated|mentioned))\b", value.lower()): value = UNKNOWN
+    return value, next((used[n - 1].id for n in cites if 0 < n <= len(used)), None)
+
+# %% ../../nbs/api/retrieval/04_generate.ipynb #5bfc43b9
 def load_lm(
     name="world_lm", # bundled name, a folder in transformers' format, or a hub name
     longest=24, # tokens of an answer at most
+    *,
     offline="auto", # "yes" never asks the network
-): # -> Generator
+) -> Generator:
     "A language model that answers questions, ready to use."
     return Generator(*load_causal(name, offline), longest=longest)

@@ -9,15 +9,19 @@ __all__ = ['recall_at', 'reciprocal_rank', 'mrr', 'ndcg', 'normalised', 'accepte
 # %% ../../nbs/api/retrieval/01_metrics.ipynb #8e87f5d1
 import math, re, string
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from ..core.errors import TaskError
+
+# %% ../../nbs/api/retrieval/01_metrics.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
 
 # %% ../../nbs/api/retrieval/01_metrics.ipynb #1470fe47
 def recall_at(
     ranked_ids, # best first
     gold_ids, # the right ones
     k, # look at so many
-): # -> 0 to 1; nan if nothing is right
+) -> float: # 0 to 1; nan if nothing is right
     "Share of the right ids among the first k."
     gold = set(gold_ids)
     return len(gold & set(ranked_ids[:k])) / len(gold) if gold else math.nan
@@ -25,15 +29,16 @@ def recall_at(
 def reciprocal_rank(
     ranked_ids, # best first
     gold_ids, # the right ones
-): # -> 0 to 1; nan if nothing is right
+) -> float: # 0 to 1; nan if nothing is right
     "1 / place of the first right id; 0 if there is none."
     gold = set(gold_ids)
     return next((1/n for n, i in enumerate(ranked_ids, 1) if i in gold), 0.) if gold else math.nan
 
+# %% ../../nbs/api/retrieval/01_metrics.ipynb #45088120
 def mrr(
     ranked, # for each question, ids
     golds, # for each question, the right ids
-): # -> 0 to 1
+) -> float: # 0 to 1
     "Mean reciprocal rank over the questions that have a right id."
     values = [v for v in map(reciprocal_rank, ranked, golds) if not math.isnan(v)]
     return sum(values) / len(values) if values else math.nan
@@ -41,11 +46,12 @@ def mrr(
 def ndcg(
     ranked_ids, # best first
     gold_ids, # the right ones, or dict of id -> relevance (0, 1, 2, ...)
+    *,
     k=None, # look at so many; None for all
-): # -> 0 to 1; nan if nothing is right
-    "Normalised discounted cumulative gain: gains 2^relevance - 1, halved and more the further down."
+) -> float: # 0 to 1; nan if nothing is right
+    "Normalised discounted cumulative gain: 2^relevance - 1, divided by log2(place + 1)."
     relevance = gold_ids if isinstance(gold_ids, dict) else dict.fromkeys(gold_ids, 1)
-    gain = lambda rels: sum((2**r - 1) / math.log2(n + 1) for n, r in rels)
+    def gain(rels): return sum((2**r - 1) / math.log2(n + 1) for n, r in rels)
     best = gain(enumerate(sorted(relevance.values(), reverse=True)[:k], 1))
     first = {i: n for n, i in reversed(list(enumerate(ranked_ids[:k], 1)))}
     return gain((n, relevance.get(i, 0)) for i, n in first.items()) / best if best else math.nan
@@ -54,32 +60,34 @@ def ndcg(
 _SIGNS = str.maketrans("", "", string.punctuation)
 
 def normalised(
-    answer:str,
-): # -> str
+    answer:str, # what was said, or what is accepted
+) -> str:
     "An answer without capitals, punctuation, articles and extra blanks."
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(_SIGNS)).split())
 
 def accepted_answers(
     accepted, # an answer, several, or a question that knows its own
-): # -> tuple of str
-    "All answers that count as right."
+) -> tuple: # of str
+    "All answers that count as correct."
     if isinstance(accepted, str): return (accepted,)
     if hasattr(accepted, "answer"): return tuple(getattr(accepted, "answers", ())) or (accepted.answer,)
     return tuple(accepted)
 
+# %% ../../nbs/api/retrieval/01_metrics.ipynb #58a70bd7
 def exact_match(
     answer:str, # what was said
     accepted, # an answer, several, or a question
-): # -> 1. or 0.
+) -> float: # 1. or 0.
     "Is the answer one of the accepted ones, after normalisation?"
     return float(normalised(answer) in map(normalised, accepted_answers(accepted)))
 
 def f1(
     answer:str, # what was said
     accepted, # an answer, several, or a question
-): # -> 0 to 1
+) -> float: # 0 to 1
     "Overlap of words with the accepted answer that fits best: the harmonic mean of precision and recall."
-    return max((_overlap(normalised(answer).split(), normalised(a).split()) for a in accepted_answers(accepted)), default=0.)
+    return max((_overlap(normalised(answer).split(), normalised(a).split()) for a in accepted_answers(accepted)),
+               default=0.)
 
 def _overlap(said, right):
     # Where one of the two is empty, overlap means that both are.
@@ -89,16 +97,17 @@ def _overlap(said, right):
 # %% ../../nbs/api/retrieval/01_metrics.ipynb #a7e0f26a
 def ids_of(
     hits, # of a retriever, or ids
-): # -> list of ids
+) -> list: # of ids
     "The ids of hits, best first."
     return [h if isinstance(h, str) else h.passage.id for h in hits]
 
 def retrieval_scores(
     results, # for each question, hits or ids, best first
     golds, # for each question, the ids that answer it
+    *,
     ks=(1, 3, 5, 10), # for recall@k; nDCG is cut at the largest
     to=None, # changes ids of hits before they are compared, such as corpus.of_document
-): # -> pandas DataFrame, a row for each question: recall@k, mrr, ndcg@k, found (how many hits)
+) -> "DataFrame": # one row per question: recall@k, mrr, ndcg@k, found (number of hits)
     "Retrieval, question by question."
     import pandas as pd
     results, golds = list(results), list(golds)
@@ -106,22 +115,26 @@ def retrieval_scores(
     rows = []
     for hits, gold in zip(results, golds):
         ids = [to(i) if to else i for i in ids_of(hits)]
-        rows.append({f"recall@{k}": recall_at(ids, gold, k) for k in ks} | {"mrr": reciprocal_rank(ids, gold), f"ndcg@{max(ks)}": ndcg(ids, gold, max(ks)), "found": len(ids)})
+        rows.append({f"recall@{k}": recall_at(ids, gold, k) for k in ks} | {
+            "mrr": reciprocal_rank(ids, gold), f"ndcg@{max(ks)}": ndcg(ids, gold, k=max(ks)), "found": len(ids)})
     return pd.DataFrame(rows)
 
+# %% ../../nbs/api/retrieval/01_metrics.ipynb #f2c90c2f
 def retrieval_table(
     retrievers, # dict of name -> a retriever (its `search` is asked) or results already at hand
     questions, # Questions or str
     golds, # for each question, the ids that answer it
+    *,
     ks=(1, 3, 5, 10), # for recall@k
     to=None, # changes ids of hits before they are compared
-): # -> pandas DataFrame, a row for each retriever: means, n (questions with a right passage), no_hits (of those, how many without any hit)
-    "Ways of retrieving side by side."
+) -> "DataFrame": # one row per retriever: means, n (questions with a right passage), no_hits (of those, without any)
+    "Retrievers side by side."
     import pandas as pd
     rows = {}
     for name, r in retrievers.items():
-        scores = retrieval_scores(r.search(questions, max(ks)) if hasattr(r, "search") else r, golds, ks, to)
+        scores = retrieval_scores(r.search(questions, max(ks)) if hasattr(r, "search") else r, golds, ks=ks, to=to)
         judged = scores[scores.mrr.notna()]
         if judged.empty: raise TaskError("no question has a right passage, so there is nothing to compare with")
-        rows[name] = judged.drop(columns="found").mean().to_dict() | {"n": len(judged), "no_hits": int((judged.found == 0).sum())}
+        counts = {"n": len(judged), "no_hits": int((judged.found == 0).sum())}
+        rows[name] = judged.drop(columns="found").mean().to_dict() | counts
     return pd.DataFrame.from_dict(rows, orient="index")

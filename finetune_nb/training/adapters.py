@@ -9,7 +9,6 @@ __all__ = ['lora_targets', 'add_lora', 'has_lora', 'trainable_share', 'merge_lor
 # %% ../../nbs/api/training/04_adapters.ipynb #103cedb0
 from pathlib import Path
 
-import torch
 import torch.nn as nn
 
 from ..core.errors import FileError, ModelError
@@ -18,21 +17,25 @@ from ..core.files import load_tensors, read_json, save_tensors, writable_folder,
 # %% ../../nbs/api/training/04_adapters.ipynb #356f99f0
 def _peft():
     try: import peft
-    except ImportError: raise ModelError('LoRA needs peft, which is not installed: pip install "finetune_nb[lora]"') from None
+    except ImportError:
+        raise ModelError('LoRA needs peft, which is not installed: pip install "finetune_nb[lora]"') from None
     return peft
 
 def lora_targets(
     model, # any network
     groups, # its layer groups; the last is the head
-): # -> names of the layers that get an adapter
+) -> list: # names of the layers that get an adapter
     "Linear layers and ungrouped convolutions below the head."
     head = {id(p) for p in groups[-1].params}
-    def fits(m): return isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" or isinstance(m, nn.Conv2d) and m.groups == 1
+    def fits(m):
+        return isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" or isinstance(m, nn.Conv2d) and m.groups == 1
     return [n for n, m in model.named_modules() if n and fits(m) and not any(id(p) in head for p in m.parameters())]
 
+# %% ../../nbs/api/training/04_adapters.ipynb #51d7dcad
 def add_lora(
     model, # any network; changed in place
     groups, # its layer groups
+    *,
     r=8, # rank of the additions
     lora_alpha=16, # they are scaled by lora_alpha/r
     lora_dropout=0.0, # dropout before them
@@ -41,24 +44,30 @@ def add_lora(
     peft = _peft()
     if has_lora(model): raise ModelError("this network has LoRA layers already: merge_lora(model) first")
     targets = lora_targets(model, groups)
-    if not targets: raise ModelError("this network has no linear layer or convolution below its head that could get a LoRA layer")
-    config = peft.LoraConfig(r=int(r), lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets, bias="none")
+    if not targets:
+        raise ModelError("this network has no linear layer or convolution below its head that could get a LoRA layer")
+    config = peft.LoraConfig(r=int(r), lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets,
+                             bias="none")
     peft.inject_adapter_in_model(config, model)
     return model
 
+# %% ../../nbs/api/training/04_adapters.ipynb #48f9903c
 def _lora_layers(model):
     from peft.tuners.lora import LoraLayer
     return [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
 
-def has_lora(model):
+def has_lora(
+    model, # any network
+) -> bool:
     "Does any layer carry a LoRA addition?"
     return any("lora_" in n for n, _ in model.named_parameters())
 
 def trainable_share(
     model, # any network
-): # -> share of the parameters that train, 0 to 1
+) -> float: # 0 to 1
     "Trainable parameters over all parameters."
-    return sum(p.numel() for p in model.parameters() if p.requires_grad) / sum(p.numel() for p in model.parameters())
+    params = list(model.parameters())
+    return sum(p.numel() for p in params if p.requires_grad) / sum(p.numel() for p in params)
 
 # %% ../../nbs/api/training/04_adapters.ipynb #42acb957
 def merge_lora(
@@ -73,7 +82,9 @@ def merge_lora(
     if hasattr(model, "peft_config"): del model.peft_config
     return model
 
-def fill_at_random(model):
+def fill_at_random(
+    model, # a network with LoRA layers; changed in place
+): # -> the model
     "Stand-in for training: random low-rank weights."
     for n, p in model.named_parameters():
         if "lora_" in n: nn.init.normal_(p, std=.05)
@@ -84,17 +95,20 @@ def save_adapter(
     model, # a network with LoRA layers
     groups, # its layer groups
     folder, # where to; made if need be
-): # -> Path
+) -> Path:
     "Write adapter.safetensors (additions and head) and adapter.json to `folder`."
     layers = _lora_layers(model) if has_lora(model) else []
     if not layers: raise ModelError("this network has no LoRA layers to save")
     folder, layer = writable_folder(folder), layers[0][1]
     head = dict(groups[-1].named_params)
     # Cloned, because a tied weight must be written under both its names.
-    save_tensors(folder/"adapter.safetensors", {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_" in k or k in head})
-    write_json(folder/"adapter.json", dict(r=layer.r["default"], lora_alpha=layer.lora_alpha["default"], head=sorted(head)))
+    save_tensors(folder/"adapter.safetensors",
+                 {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_" in k or k in head})
+    write_json(folder/"adapter.json",
+               dict(r=layer.r["default"], lora_alpha=layer.lora_alpha["default"], head=sorted(head)))
     return folder
 
+# %% ../../nbs/api/training/04_adapters.ipynb #64fb33b5
 def load_adapter(
     model, # the same network without LoRA layers; changed in place
     groups, # its layer groups
@@ -106,11 +120,13 @@ def load_adapter(
     try: r, alpha = config["r"], config["lora_alpha"]
     except (KeyError, TypeError): raise FileError(f"{folder/'adapter.json'} does not say r and lora_alpha") from None
     tensors, _ = load_tensors(folder/"adapter.safetensors")
-    add_lora(model, groups, r, alpha)
+    add_lora(model, groups, r=r, lora_alpha=alpha)
     mine = model.state_dict()
-    wrong = [k for k, v in tensors.items() if k not in mine or mine[k].shape != v.shape] + [k for k in mine if "lora_" in k and k not in tensors]
+    wrong = ([k for k, v in tensors.items() if k not in mine or mine[k].shape != v.shape]
+             + [k for k in mine if "lora_" in k and k not in tensors])
     if wrong:
         merge_lora(model)
-        raise ModelError(f"the adapter in {folder} belongs to another network: {len(wrong)} tensors do not fit, such as '{wrong[0]}'")
+        raise ModelError(f"the adapter in {folder} belongs to another network: {len(wrong)} tensors do not fit, such "
+                         f"as '{wrong[0]}'")
     model.load_state_dict(tensors, strict=False)
     return model

@@ -10,7 +10,6 @@ from functools import partial
 
 import fastai.callback.progress, fastai.callback.schedule  # they give Learner its bars and fit_one_cycle
 import torch
-from fastai.learner import Learner
 from fastai.metrics import AccumMetric
 from fastai.optimizer import OptimWrapper
 
@@ -19,6 +18,7 @@ from ..core.seeds import set_seed
 from ..models.architecture import compute_threads, threads_for, to_fast_layout
 from ..models.networks import network_for
 from ..data.task import Task
+from ..layers.freeze import GroupLearner
 from ..layers.groups import layer_groups, splitter
 from .score import score
 
@@ -46,7 +46,7 @@ def pretrained_learner(
     device="auto", # "auto", "cpu", "cuda" or "mps"
     offline="auto", # "yes" never asks the hub
     cbs=None, # fastai callbacks
-) -> Learner: # fastai's, with .groups, .task, .seed, .granularity, .is_pretrained
+) -> GroupLearner: # a fastai Learner with .groups, .task, .seed, .granularity, .is_pretrained
     "A `Learner` for `task` on a pre-trained network, ready to be fine-tuned."
     set_seed(seed)
     device = pick_device(device)
@@ -54,8 +54,8 @@ def pretrained_learner(
     dls = task.dataloaders(labels, seed, bs, net.kit_config["input"], device)
     # train_bn and wd_bn_bias write marks into the optimiser's state, which a torch optimiser takes for its own moments; norms are
     # governed by the norm policy instead.
-    learn = Learner(dls, net, loss_func=task.target.loss(), opt_func=adamw, splitter=splitter(granularity),
-                    metrics=learner_metrics(task.target), wd=0.01, train_bn=False, wd_bn_bias=True, cbs=cbs)
+    learn = GroupLearner(dls, net, loss_func=task.target.loss(), opt_func=adamw, splitter=splitter(granularity),
+                         metrics=learner_metrics(task.target), wd=0.01, train_bn=False, wd_bn_bias=True, cbs=cbs)
     learn.groups, learn.task, learn.seed, learn.granularity = layer_groups(net, granularity), task, seed, granularity
     learn.is_pretrained = pretrained
     return learn

@@ -7,17 +7,21 @@ __all__ = ['STAGES', 'ROWS', 'Tutorial', 'read_tutorial', 'read_series', 'spoken
            'series_table', 'plot_path', 'progress_table', 'progress_line']
 
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #497c893b
-import json, re
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import FileError, FinetuneError
 from ..core.files import read_json
 from ..core.figures import COLOURS
 
+# %% ../../nbs/api/widgets/00_tutorial_index.ipynb #9d2d6d69
+if TYPE_CHECKING: from pandas import DataFrame
+
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #3091522a
-STAGES = dict(start="the whole way, once", choose="which model?", prepare="which data?", adapt="how to train?", evaluate="is it better?", iterate="what next?", deploy="how is it used?",
-              facts="weights or search?")
+STAGES = dict(start="the whole way, once", choose="which model?", prepare="which data?", adapt="how to train?",
+              evaluate="is it better?", iterate="what next?", deploy="how is it used?", facts="weights or search?")
 ROWS = ("Goal", "Time", "Needs", "Before", "Stage", "Lab", "Library")  # of the table in each head
 
 @dataclass
@@ -36,9 +40,10 @@ class Tutorial:
     @property
     def stage(self): return self.head.get("Stage", "")
 
+# %% ../../nbs/api/widgets/00_tutorial_index.ipynb #1abf4b79
 def read_tutorial(
     path, # a notebook
-): # -> Tutorial
+) -> Tutorial:
     "Read a tutorial's head, and how far a reader has come in it."
     path, data = Path(path), read_json(path)
     try:
@@ -47,16 +52,18 @@ def read_tutorial(
         code = [c for kind, s, c in cells if kind == "code" and s.strip()]
     except (TypeError, KeyError): raise FileError(f"{path} is not a notebook") from None
     name = re.match(r"# (?:(\d+)\. )?(.+)\n+> (.+)", text[0]) if text else None
-    if not name: raise FinetuneError(f"{path.name}: a tutorial begins with '# N. Title' and a line '> what it is about'")
+    if not name:
+        raise FinetuneError(f"{path.name}: a tutorial begins with '# N. Title' and a line '> what it is about'")
     number = int(name[1] or re.match(r"\d*", path.stem)[0] or 0)
     head = dict(re.findall(r"^\| \*\*(\w+)\*\* \| (.*?) \|$", "\n".join(text[1:3]), re.M))
     asked = next((s for s in text if s.startswith("**My prediction**")), None)
-    return Tutorial(path, number, name[2].strip(), name[3].strip(), head, len(code), sum(c.get("execution_count") is not None for c in code), any(c.get("outputs") for c in code),
+    return Tutorial(path, number, name[2].strip(), name[3].strip(), head, len(code),
+                    sum(c.get("execution_count") is not None for c in code), any(c.get("outputs") for c in code),
                     None if asked is None else asked.partition("\n")[2].strip())
 
 def read_series(
-    folder=".", # where the tutorials lie
-): # -> list of Tutorial, in order
+    folder=".", # folder of the tutorials
+) -> list: # of Tutorial, in order
     "All numbered tutorials of a folder, without the page that lists them."
     files = sorted(p for p in Path(folder).glob("[0-9][0-9]_*.ipynb") if not p.name.startswith("00_"))
     if not files: raise FileError(f"no tutorials (NN_name.ipynb) in {Path(folder).resolve()}")
@@ -65,7 +72,7 @@ def read_series(
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #cb13f41f
 def spoken(
     seconds, # measured; None if nobody has
-): # -> str
+) -> str:
     "A run time as the tutorials say it."
     if seconds is None: return "not measured yet"
     if seconds < 90: return f"{max(10, -int(-seconds//10)*10)} seconds"
@@ -74,22 +81,27 @@ def spoken(
 def stated(
     seconds, # of the run-time file; None if it has none
     cores=2, # on how many it was measured
-): # -> str
+) -> str:
     "The text of the row Time."
-    return spoken(seconds) + ("" if seconds is None else f" on {'two' if cores == 2 else 'one' if cores == 1 else cores} CPU core{'s' if cores > 1 else ''}, measured")
+    return spoken(seconds) + ("" if seconds is None
+                              else f" on {'two' if cores == 2 else 'one' if cores == 1 else cores} CPU "
+                                   f"core{'s' if cores > 1 else ''}, measured")
 
+# %% ../../nbs/api/widgets/00_tutorial_index.ipynb #caceafbf
 def read_times(
     file, # run_times.json, or a folder inside the one that holds it
-): # -> dict of file name -> entry
+) -> dict: # of file name -> entry
     "Entries of the run-time file by notebook name; empty if nothing was measured yet."
     file = Path(file)
-    if file.is_dir(): file = next((d/"run_times.json" for d in (file.resolve(), *file.resolve().parents) if (d/"run_times.json").is_file()), file/"run_times.json")
+    if file.is_dir():
+        file = next((d/"run_times.json" for d in (file.resolve(), *file.resolve().parents)
+                     if (d/"run_times.json").is_file()), file/"run_times.json")
     return {k: v for k, v in read_json(file)["notebooks"].items()} if file.is_file() else {}
 
 def seconds_of(
     times, # of `read_times`
     path, # a notebook
-): # -> float or None
+) -> float|None:
     "Measured seconds of a notebook in the run-time file."
     entry = times.get("/".join(Path(path).resolve().parts[-2:]))
     return None if entry is None else entry["seconds"]
@@ -98,12 +110,13 @@ def seconds_of(
 def series_table(
     series, # of `read_series`
     times, # of `read_times`
-): # -> str, a markdown table
-    "One row a tutorial: link, what it asks, stage, measured run time, lab."
+) -> str: # a markdown table
+    "One row per tutorial: link, its question, stage, measured run time, lab."
     rows = ["| | tutorial | what it is about | stage | run time | lab |", "|--:|:--|:--|:--|:--|:--|"]
     for t in series:
         lab = re.search(r"\[Lab (\d+)[^]]*\]\(([^)]+)\)", t.head.get("Lab", ""))
-        rows.append(f"| {t.number} | [{t.title}]({t.file.name}) | {t.summary} | {t.stage} | {spoken(seconds_of(times, t.file))} | {f'[{lab[1]}]({lab[2]})' if lab else ''} |")
+        rows.append(f"| {t.number} | [{t.title}]({t.file.name}) | {t.summary} | {t.stage} | "
+                    f"{spoken(seconds_of(times, t.file))} | {f'[{lab[1]}]({lab[2]})' if lab else ''} |")
     return "\n".join(rows)
 
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #52a6c4d2
@@ -115,17 +128,21 @@ def plot_path(
     import textwrap
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyBboxPatch, Polygon
-    if strange := [t for t in series if t.stage not in STAGES]: raise FinetuneError(f"{strange[0].file.name}: its head names no stage; one of {', '.join(STAGES)}")
+    if strange := [t for t in series if t.stage not in STAGES]:
+        raise FinetuneError(f"{strange[0].file.name}: its head names no stage; one of {', '.join(STAGES)}")
     rows = {s: mine for s in STAGES if (mine := [t for t in series if t.stage == s])}
     wide = 1 + max(map(len, rows.values()), default=1)
     if ax is None: ax = plt.subplots(figsize=(1.6*wide, .72*len(rows)), layout="constrained")[1]
     for y, (stage, mine) in enumerate(rows.items()):
         # The way goes down; `facts` stands beside it.
         colour, tip = (COLOURS[3], 0) if stage == "facts" else (COLOURS[0], .13)
-        ax.add_patch(Polygon([(.03, y + .06), (.92, y + .06), (.92, y + .8), (.475, y + .8 + tip), (.03, y + .8)], closed=True, facecolor=colour, edgecolor="none"))
-        ax.text(.475, y + .3, stage, ha="center", va="center", color="white", fontsize=11, weight="bold"); ax.text(.475, y + .59, STAGES[stage], ha="center", va="center", color="white", fontsize=8)
+        ax.add_patch(Polygon([(.03, y + .06), (.92, y + .06), (.92, y + .8), (.475, y + .8 + tip), (.03, y + .8)],
+                             closed=True, facecolor=colour, edgecolor="none"))
+        ax.text(.475, y + .3, stage, ha="center", va="center", color="white", fontsize=11, weight="bold")
+        ax.text(.475, y + .59, STAGES[stage], ha="center", va="center", color="white", fontsize=8)
         for x, t in enumerate(mine, 1):
-            ax.add_patch(FancyBboxPatch((x + .03, y + .08), .9, .7, boxstyle="round,pad=0,rounding_size=.06", facecolor="white", edgecolor=colour, lw=1.2))
+            ax.add_patch(FancyBboxPatch((x + .03, y + .08), .9, .7, boxstyle="round,pad=0,rounding_size=.06",
+                                        facecolor="white", edgecolor=colour, lw=1.2))
             ax.text(x + .07, y + .43, str(t.number), va="center", fontsize=12, color=colour, weight="bold")
             ax.text(x + .27, y + .43, textwrap.fill(t.title, 15), va="center", fontsize=8, linespacing=1.05)
     ax.set_xlim(0, wide); ax.set_ylim(len(rows), 0); ax.axis("off")
@@ -134,17 +151,20 @@ def plot_path(
 # %% ../../nbs/api/widgets/00_tutorial_index.ipynb #99372616
 def progress_table(
     series, # of `read_series`
-): # -> pandas DataFrame, one row a tutorial
+) -> "DataFrame": # one row per tutorial
     "What has been run here and saved, and whether a prediction was written down first."
     import pandas as pd
     def run(t): return "yes" if t.cells and t.run == t.cells else f"{t.run} of {t.cells} cells" if t.run else "not yet"
     def said(t): return "" if t.prediction is None else "yes" if t.prediction else "not yet"
-    return pd.DataFrame([{"tutorial": f"{t.number}. {t.title}", "run here": run(t), "prediction written": said(t)} for t in series]).set_index("tutorial")
+    return pd.DataFrame([{"tutorial": f"{t.number}. {t.title}", "run here": run(t), "prediction written": said(t)}
+                         for t in series]).set_index("tutorial")
 
 def progress_line(
     series, # of `read_series`
-): # -> str
+) -> str:
     "The same in one line, with what comes next."
-    whole, said = [sum(f(t) for t in series) for f in (lambda t: t.cells > 0 and t.run == t.cells, lambda t: bool(t.prediction))]
+    whole, said = [sum(f(t) for t in series)
+                   for f in (lambda t: t.cells > 0 and t.run == t.cells, lambda t: bool(t.prediction))]
     nxt = next((t for t in series if t.run < t.cells), None)
-    return f"{whole} of {len(series)} tutorials run here and saved, {said} predictions written. " + (f"Next: {nxt.number}. {nxt.title} ({nxt.file.name})" if nxt else "All done.")
+    return (f"{whole} of {len(series)} tutorials run here and saved, {said} predictions written. "
+            + (f"Next: {nxt.number}. {nxt.title} ({nxt.file.name})" if nxt else "All done."))

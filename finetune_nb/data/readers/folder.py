@@ -59,7 +59,7 @@ def _read_all(path, files, size, skip_bad, quiet):
     if (need := len(files) * 3 * size * size) > 8e9:
         raise TaskError(f"{path}: {len(files)} images of {size} pixels need {need/1e9:.0f} GB of memory. Choose a smaller size (--size)")
     with ThreadPoolExecutor() as pool:
-        got = list(progress(pool.map(lambda f: read_image(f[2], size), files), len(files), "reading photos", quiet or len(files) < 2000))
+        got = list(progress(pool.map(lambda f: read_image(f[2], size), files), len(files), what="reading photos", quiet=quiet or len(files) < 2000))
     bad = [(f, r) for (*_, f), r in zip(files, got) if isinstance(r, str)]
     if bad and not skip_bad:
         shown = "; ".join(f"{f.relative_to(path)} ({why})" for f, why in bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")

@@ -99,7 +99,7 @@ def score_run(
     spent, found = {"features": time.perf_counter() - began}, {}
     for s in config["scores"]:
         now = time.perf_counter()
-        found[s] = transfer_score(s, f, y, p if own else None)
+        found[s] = transfer_score(s, f, y, probabilities=p if own else None)
         spent[s] = time.perf_counter() - now
     found = {s: None if np.isnan(v) else v for s, v in found.items()}  # JSON knows no NaN
     first = config["scores"][0]
