@@ -1191,6 +1191,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'finetune_nb/data/targets/target.py'),
                                                  'finetune_nb.data.targets.target.Target.numbers': ( 'api/data/targets/target.html#target.numbers',
                                                                                                      'finetune_nb/data/targets/target.py'),
+                                                 'finetune_nb.data.targets.target.Target.output_names': ( 'api/data/targets/target.html#target.output_names',
+                                                                                                          'finetune_nb/data/targets/target.py'),
                                                  'finetune_nb.data.targets.target.Target.outputs_for': ( 'api/data/targets/target.html#target.outputs_for',
                                                                                                          'finetune_nb/data/targets/target.py'),
                                                  'finetune_nb.data.targets.target.Target.plain': ( 'api/data/targets/target.html#target.plain',
