@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SMOKE := FINETUNE_NB_PROFILE=smoke FINETUNE_NB_WORKERS=1
 
-.PHONY: help compare claims test test-slow test-browser lab docs check pretrained readme outputs run-times clean
+.PHONY: help compare claims test durations test-slow test-browser lab docs check pretrained readme outputs run-times clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -19,6 +19,9 @@ claims: $(READY)  ## run all claims and write their page (add ARGS="replay fewer
 
 test: $(READY)  ## every notebook cell in the smoke profile, and the tests beside them
 	$(SMOKE) $(BIN)/python -m pytest -q -n auto
+
+durations: $(READY)  ## measure how long each test file takes, by which `make test` orders them
+	$(SMOKE) $(BIN)/python -m pytest -q -n auto --write-durations
 
 test-slow: $(READY)  ## tutorials and labs in the fast profile, slow cells and tests, and nbdev's own test run
 	$(BIN)/python scripts/run_times.py $(or $(KEEP),--check)
@@ -35,7 +38,7 @@ lab: $(READY)  ## open JupyterLab on the path through the tutorials
 docs: $(READY)  ## make the documentation site in build/site, and check its links
 	@$(BIN)/python scripts/docs.py
 
-check: $(READY)  ## export and clean leave no difference, README in step
+check: $(READY)  ## export and clean leave no difference, README in step, ruff clean
 	@$(BIN)/python scripts/check.py
 
 pretrained: $(READY)  ## remake the bundled checkpoints; interrupt it at will, the same command goes on

@@ -1,6 +1,8 @@
-"""Make the documentation site from the notebooks: build/site, readable without internet, also by opening index.html from the disk.
+"""Make the documentation site from the notebooks: build/site, readable without internet, also by opening index.html
+from the disk.
 
-Notebooks are shown with the outputs they carry; labs as students get them. Links, anchors and pictures of the finished site are checked; anything broken is named and the exit status is 1."""
+Notebooks are shown with the outputs they carry; labs as students get them. Links, anchors and pictures of the
+finished site are checked; anything broken is named and the exit status is 1."""
 import argparse, fnmatch, logging, os, shutil, sys, tempfile, time
 from pathlib import Path
 
@@ -9,37 +11,50 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 os.environ.setdefault("NO_MKDOCS_2_WARNING", "1")  # a notice about the theme's future, not about this site
 
 try: from docs_text import DocsError, Places, Text, code_html
-except ImportError as e: sys.exit(f'error: the site needs the package {e.name}; pip install "finetune_nb[docs]" or, in a clone, pip install -e ".[docs]"')
+except ImportError as e:
+    sys.exit(f'error: the site needs the package {e.name}; pip install "finetune_nb[docs]" or, in a clone, pip '
+             'install -e ".[docs]"')
 from docs_links import check_links
 from docs_notebook import Page, lead, module_of, notebook_page, public_names, read, source_of, title_and_summary
 
 NBS, DOCS = ROOT/"nbs", ROOT/"docs"
 SECTIONS = {"tutorials": "Tutorials", "labs": "Labs", "howto": "How to", "api": "Library"}
-HOWTO = ("photos", "texts", "documents", "hub_offline", "recipe", "study", "class", "offline_room", "cite")  # the order in the menu; others follow
-FLOORS = {"core": "Core", "sandbox": "Sandbox", "models": "Models", "worlds": "Made-up worlds", "data": "Data", "layers": "Layers", "training": "Training", "recipes": "Recipes", "retrieval": "Retrieval",
-          "experiments": "Experiments", "continual": "One task after another", "explain": "Understanding", "rag_vs_ft": "Retrieval or fine-tuning", "claims": "Claims", "pretraining": "Pre-training",
-          "grading": "Grading", "projects": "Projects", "widgets": "Widgets", "cli": "Command line", "": "Everything by name"}
+# the order in the menu; others follow
+HOWTO = ("photos", "texts", "documents", "hub_offline", "recipe", "study", "class", "offline_room", "cite")
+FLOORS = {"core": "Core", "sandbox": "Sandbox", "models": "Models", "worlds": "Made-up worlds", "data": "Data",
+          "layers": "Layers", "training": "Training", "recipes": "Recipes", "retrieval": "Retrieval",
+          "experiments": "Experiments", "continual": "One task after another", "explain": "Understanding",
+          "rag_vs_ft": "Retrieval or fine-tuning", "claims": "Claims", "pretraining": "Pre-training",
+          "grading": "Grading", "projects": "Projects", "widgets": "Widgets", "cli": "Command line",
+          "": "Everything by name"}
 
 
 def sources():
     "{source file: page without suffix}, in the order of the site."
     out = {NBS/"index.ipynb": "index"}
     for part in SECTIONS:
-        if part == "howto": out |= {f: f"howto/{f.stem}" for f in sorted((DOCS/"howto").glob("*.md"), key=lambda f: (HOWTO.index(f.stem) if f.stem in HOWTO else len(HOWTO), f.stem))}
+        if part == "howto":
+            out |= {f: f"howto/{f.stem}" for f in sorted((DOCS/"howto").glob("*.md"), key=lambda f: (
+                HOWTO.index(f.stem) if f.stem in HOWTO else len(HOWTO), f.stem))}
         else:  # the library in the order of its floors, each folder in the order of its numbers
-            floor = lambda f: (list(FLOORS).index(f.relative_to(NBS/part).parts[0]) if len(f.relative_to(NBS/part).parts) > 1 and part == "api" else len(FLOORS), f)
-            out |= {f: f"{part}/{f.relative_to(NBS/part).with_suffix('').as_posix()}" for f in sorted((NBS/part).rglob("*.ipynb"), key=floor) if ".ipynb_checkpoints" not in f.parts}
+            def floor(f, part=part):
+                folders = f.relative_to(NBS/part).parts[:-1]
+                return list(FLOORS).index(folders[0]) if folders and part == "api" else len(FLOORS), f
+            out |= {f: f"{part}/{f.relative_to(NBS/part).with_suffix('').as_posix()}"
+                    for f in sorted((NBS/part).rglob("*.ipynb"), key=floor) if ".ipynb_checkpoints" not in f.parts}
         out[DOCS/f"{part}.md"] = f"{part}/index"
     return out | {NBS/"claims.ipynb": "claims"}
 
 
 def student_cells(path):
     "The cells of a lab as a student gets them: no solutions, no hidden tests."
-    from finetune_nb.grading.versions import student_copy
+    from finetune_nb.grading.versions import student_version
     from finetune_nb.grading.lab import read_notebook
-    cells = student_copy(read_notebook(path))["cells"]
+    cells = student_version(read_notebook(path))["cells"]
     left = [s for c in cells for s in ("BEGIN SOLUTION", "BEGIN HIDDEN TESTS") if s in source_of(c)]
-    if left: raise DocsError(f"{path.relative_to(ROOT).as_posix()}: the student's copy still holds '{left[0]}'; it is not shown")
+    if left:
+        raise DocsError(
+            f"{path.relative_to(ROOT).as_posix()}: the student's copy still holds '{left[0]}'; it is not shown")
     return cells
 
 
@@ -47,7 +62,9 @@ def overview(part, pages, told):
     "Table of a section's pages: what each is about."
     mine = [s for s, p in pages.items() if p.startswith(part + "/") and not p.endswith("/index")]
     to = lambda s: Path(os.path.relpath(s, DOCS)).as_posix()
-    if part != "api": return "\n".join(["| | |", "|---|---|", *(f"| [{told[s][0]}]({to(s)}) | {told[s][1]} |" for s in mine)]) if mine else "None yet."
+    if part != "api":
+        return "\n".join(["| | |", "|---|---|",
+                          *(f"| [{told[s][0]}]({to(s)}) | {told[s][1]} |" for s in mine)]) if mine else "None yet."
     out = []
     for floor, title in FLOORS.items():
         rows = [f"| [`{told[s][2]}`]({to(s)}) | {told[s][1]} |" for s in mine if floor_of(told[s][2]) == floor]
@@ -55,7 +72,9 @@ def overview(part, pages, told):
     return "\n".join(out)
 
 
-def floor_of(module): return module.split(".")[1] if module and module.count(".") > 1 else ""
+def floor_of(module):
+    "Folder of the package that a module lies in."
+    return module.split(".")[1] if module and module.count(".") > 1 else ""
 
 
 def navigation(pages, told, has):
@@ -65,8 +84,11 @@ def navigation(pages, told, has):
         mine = [s for s, p in pages.items() if p.startswith(part + "/") and not p.endswith("/index") and has(pages[s])]
         entry = lambda s: {told[s][0].replace("`", ""): pages[s] + ".md"}
         inner = [entry(s) for s in mine]
-        if part == "api": inner = [{t: [entry(s) for s in mine if floor_of(told[s][2]) == f]} for f, t in FLOORS.items() if any(floor_of(told[s][2]) == f for s in mine)]
-        if inner or has(f"{part}/index"): nav.append({title: ([f"{part}/index.md"] if has(f"{part}/index") else []) + inner})
+        if part == "api":
+            inner = [{t: [entry(s) for s in mine if floor_of(told[s][2]) == f]}
+                     for f, t in FLOORS.items() if any(floor_of(told[s][2]) == f for s in mine)]
+        if inner or has(f"{part}/index"):
+            nav.append({title: ([f"{part}/index.md"] if has(f"{part}/index") else []) + inner})
         if part == "howto" and has("claims"): nav.append({"Claims": "claims.md"})
     return nav
 
@@ -76,10 +98,12 @@ def prepare(folder, only=("*",)):
     pages = sources()
     cells = {s: read(s) for s in pages if s.suffix == ".ipynb"}
     told = {s: (*title_and_summary(c), module_of(c)) for s, c in cells.items()}
-    told |= {s: (*title_and_summary([{"cell_type": "markdown", "source": s.read_text(encoding="utf-8")}]), None) for s in pages if s.suffix == ".md"}
+    told |= {s: (*title_and_summary([{"cell_type": "markdown", "source": s.read_text(encoding="utf-8")}]), None)
+             for s in pages if s.suffix == ".md"}
     names, twice = {}, set()
     for s, c in cells.items():
-        for n in public_names(c) if NBS/"api" in s.parents else (): (twice.add if n in names else lambda n: None)(n); names[n] = f"{pages[s]}.html#{n}"
+        for n in public_names(c) if NBS/"api" in s.parents else ():
+            (twice.add if n in names else lambda n: None)(n); names[n] = f"{pages[s]}.html#{n}"
     places = Places(pages, {n: p for n, p in names.items() if n not in twice})
     text, has = Text(places), lambda page: any(fnmatch.fnmatch(page, o) for o in only)
 
@@ -102,7 +126,8 @@ def prepare(folder, only=("*",)):
             write(page, made)
         else:
             content = s.read_text(encoding="utf-8")
-            if page.endswith("/index"): content = content.replace("{overview}", overview(page.split("/")[0], pages, told))
+            if page.endswith("/index"):
+                content = content.replace("{overview}", overview(page.split("/")[0], pages, told))
             write(page, words(content, s, page))
     for s, page in list(places.files.items()):  # a file of the repository that some page links to
         content = s.read_text(encoding="utf-8", errors="replace")
@@ -116,8 +141,11 @@ def prepare(folder, only=("*",)):
 
 
 def page_of_file(name, content):
+    "A page that shows a file of text."
     out = Page()
-    out.add((1, f"`{name}`")); out.add(code_html(content, {"ini": "ini", "toml": "toml", "py": "python", "yaml": "yaml", "yml": "yaml", "json": "json"}.get(name.rsplit(".", 1)[-1], "text")))
+    out.add((1, f"`{name}`"))
+    out.add(code_html(content, {"ini": "ini", "toml": "toml", "py": "python", "yaml": "yaml", "yml": "yaml",
+                                "json": "json"}.get(name.rsplit(".", 1)[-1], "text")))
     return out.markdown(name, "")
 
 
@@ -136,7 +164,8 @@ class Collect(logging.Handler):
 
 
 def build(out, only=("*",)):
-    "Build the site into `out`; gives (pages, links, complaints). An older site is replaced only when the new one is complete."
+    """Build the site into `out`; gives (pages, links, complaints). An older site is replaced only when the new one is
+    complete."""
     from mkdocs.commands.build import build as mkdocs_build
     from mkdocs.config import load_config
     out = Path(out).resolve()
@@ -161,9 +190,11 @@ def build(out, only=("*",)):
 
 
 def main():
+    "Build the site, check it, say what was found."
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--out", default=str(ROOT/"build"/"site"), help="folder of the finished site")
-    p.add_argument("--only", default="*", help="pages to build, such as 'index,tutorials/0*': for a quick look; links to the others count as broken")
+    p.add_argument("--only", default="*", help="pages to build, such as 'index,tutorials/0*': for a quick look; links "
+                                               "to the others count as broken")
     p.add_argument("--check", action="store_true", help="only check the links of a site that is there")
     a = p.parse_args()
     start = time.perf_counter()
@@ -172,7 +203,9 @@ def main():
         pages, links, wrong = check_links(a.out) if a.check else build(a.out, a.only.split(","))
     except DocsError as e: sys.exit(f"error: {e}")
     for w in wrong: print(w, file=sys.stderr)
-    print(f"{pages} pages, {links:,} links checked, {len(wrong) or 'none'} broken; {time.perf_counter() - start:.0f} s. Open {Path(a.out)/'index.html'}" if not wrong else f"{len(wrong)} complaints, see above ({pages} pages, {links:,} links)")
+    print(f"{pages} pages, {links:,} links checked, {len(wrong) or 'none'} broken; "
+          f"{time.perf_counter() - start:.0f} s. Open {Path(a.out)/'index.html'}" if not wrong
+          else f"{len(wrong)} complaints, see above ({pages} pages, {links:,} links)")
     return 1 if wrong else 0
 
 

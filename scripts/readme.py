@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def readme(index):
-    "(markdown, {file name: bytes}) of the notebook `index`: cells marked `#| hide` left out, directives removed, figures as files."
+    """(markdown, {file name: bytes}) of the notebook `index`: cells marked `#| hide` left out, directives removed,
+    figures as files."""
     nb, images = nbformat.read(index, 4), {}
     nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*(hide|default_exp)", c.source)]
     for cell in nb.cells:
@@ -24,7 +25,8 @@ def readme(index):
     text, _ = MarkdownExporter().from_notebook_node(nb)
     head = "<!-- Made from nbs/index.ipynb by `make readme`; edit it there. -->\n\n"
     # Links in the notebook are relative to nbs/.
-    text = re.sub(r"\]\((?!http|#|nbs/)([^)]+)\)", lambda m: f"]({m[1][3:]})" if m[1].startswith("../") else f"](nbs/{m[1]})", text)
+    text = re.sub(r"\]\((?!http|#|nbs/)([^)]+)\)",
+                  lambda m: f"]({m[1][3:]})" if m[1].startswith("../") else f"](nbs/{m[1]})", text)
     return head + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", images
 
 

@@ -1,4 +1,5 @@
-"""Copy nbs/templates/*.ipynb, without what the cells showed, to finetune_nb/projects/templates/, where an installed kit finds them.
+"""Copy nbs/templates/*.ipynb, without what the cells showed, to finetune_nb/projects/templates/, where an installed
+kit finds them.
 
 The notebooks in nbs/templates are the source; `make check` runs this.
 """

@@ -1,33 +1,37 @@
 """pytest plugin: every asserting cell of every notebook is a test.
 
-A cell that asserts something is one test, named after the heading above it. Cells before it run first, once a notebook, in one
-process that can be killed: a cell that hangs is stopped for real. After a failure the later cells of that notebook are skipped.
-"""
-import ast, json, os, re, shutil, signal, sys, tempfile
+A cell that asserts something is one test, named after the heading above it. Cells before it run first, once a
+notebook, in one process that can be killed: a cell that hangs is stopped for real. After a failure the later cells
+of that notebook are skipped."""
+import ast, json, os, re, shutil, tempfile
 from collections import Counter
-from multiprocessing import get_all_start_methods, get_context
-from pathlib import Path
 
 import pytest
+
+from tests.notebook_worker import fork_server, forked_cpu, kill_group, serve
 
 SHARED = "NOTEBOOK_TESTS_SHARED"  # names a folder of this test run; workers inherit it
 FLAGS = {"slow": "takes minutes", "gpu": "needs a GPU", "network": "needs the internet", "browser": "needs a browser"}
 ASSERTING = re.compile(r"^(test_\w+|expect_fail|assert_\w+)$")
 
 
-# ---- options ---------------------------------------------------------------------------------------------------------------------
+# ---- options ---------------------------------------------------------------------------------------------------------
 def pytest_addoption(parser):
     group = parser.getgroup("notebooks")
     group.addoption("--flags", default="", help=f"also run what is flagged, separated by commas: {', '.join(FLAGS)}")
-    group.addoption("--cell-timeout", type=float, default=None, help="seconds a notebook cell may take (default: ini cell_timeout)")
+    group.addoption("--cell-timeout", type=float, default=None,
+                    help="seconds a notebook cell may take (default: ini cell_timeout)")
     parser.addini("cell_timeout", "seconds a notebook cell may take", default="180")
-    parser.addini("notebook_preload", "modules that the notebooks' processes import once and share", type="args", default=[])
+    parser.addini("notebook_preload", "modules that the notebooks' processes import once and share",
+                  type="args", default=[])
 
 
 def pytest_configure(config):
     # Networks of test size run many times slower with several threads as soon as anything else wants a core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if SHARED not in os.environ: os.environ[SHARED], config.made_shared = tempfile.mkdtemp(prefix="notebook_tests_"), True
+    if SHARED not in os.environ:
+        os.environ[SHARED], config.made_shared = tempfile.mkdtemp(prefix="notebook_tests_"), True
+    fork_server(config.getini("notebook_preload"))
     for name, why in FLAGS.items(): config.addinivalue_line("markers", f"{name}: {why}; runs only with --flags {name}")
     config.enabled_flags = {f for f in config.getoption("--flags").split(",") if f}
     if unknown := config.enabled_flags - set(FLAGS):
@@ -41,14 +45,16 @@ def pytest_unconfigure(config):
 def pytest_collection_modifyitems(config, items):
     for item in items:
         for flag in FLAGS:
-            if item.get_closest_marker(flag) and flag not in config.enabled_flags: item.add_marker(pytest.mark.skip(reason=f"flagged {flag} (--flags {flag})"))
+            if item.get_closest_marker(flag) and flag not in config.enabled_flags:
+                item.add_marker(pytest.mark.skip(reason=f"flagged {flag} (--flags {flag})"))
 
 
 def pytest_collect_file(file_path, parent):
-    if file_path.suffix == ".ipynb" and ".ipynb_checkpoints" not in file_path.parts: return Notebook.from_parent(parent, path=file_path)
+    if file_path.suffix == ".ipynb" and ".ipynb_checkpoints" not in file_path.parts:
+        return Notebook.from_parent(parent, path=file_path)
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------------------
+# ---- reading ---------------------------------------------------------------------------------------------------------
 class Cell:
     "A code cell: its number among all cells, source, directives and the heading above it."
     def __init__(self, number, source, heading):
@@ -66,7 +72,8 @@ class Cell:
 
     @property
     def tree(self):
-        # IPython's own syntax (magics, shell commands) is not Python: such lines are left out of the search for assertions.
+        # IPython's own syntax (magics, shell commands) is not Python: such lines are left out of the search for
+        # assertions.
         plain = "\n".join("pass" if re.match(r"\s*[%!]", line) else line for line in self.source.splitlines())
         try: return ast.parse(plain)
         except SyntaxError: return ast.parse("")
@@ -81,7 +88,9 @@ class Cell:
         return False
 
     @property
-    def words(self): return {n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(self.tree) if isinstance(n, ast.Attribute)}
+    def words(self):
+        return ({n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name)}
+                | {n.attr for n in ast.walk(self.tree) if isinstance(n, ast.Attribute)})
 
 
 def read_cells(path):
@@ -91,7 +100,8 @@ def read_cells(path):
     heading, cells = path.stem, []
     for number, cell in enumerate(data["cells"]):
         source = "".join(cell["source"])
-        if number == 0 and cell["cell_type"] in ("raw", "markdown") and re.search(r"^skip_exec:\s*true", source, re.M): return []
+        if number == 0 and cell["cell_type"] in ("raw", "markdown") and re.search(r"^skip_exec:\s*true", source, re.M):
+            return []
         if cell["cell_type"] == "markdown":
             for line in source.splitlines():
                 if found := re.match(r"#{1,4}\s+(.+)", line): heading = found[1].strip()
@@ -99,25 +109,26 @@ def read_cells(path):
     return cells
 
 
-# ---- collecting ------------------------------------------------------------------------------------------------------------------
+# ---- collecting ------------------------------------------------------------------------------------------------------
 class Notebook(pytest.File):
     def collect(self):
         try: self.cells = read_cells(self.path)
-        except (ValueError, KeyError, TypeError, OSError) as e: raise self.CollectError(f"{self.path} is not a readable notebook: {e}") from None
+        except (ValueError, KeyError, TypeError, OSError) as e:
+            raise self.CollectError(f"{self.path} is not a readable notebook: {e}") from None
         tests = [c for c in self.cells if c.asserts]
         total, seen = Counter(c.heading for c in tests), Counter()
         for c in tests:
             seen[c.heading] += 1
             yield self._item(c.heading + (f" [{seen[c.heading]}]" if total[c.heading] > 1 else ""), c)
         # What comes after the last assertion (a plot, a table) has to run, too.
-        if self.cells and (not tests or tests[-1] is not self.cells[-1]): yield self._item("runs to the end", self.cells[-1])
+        if self.cells and (not tests or tests[-1] is not self.cells[-1]):
+            yield self._item("runs to the end", self.cells[-1])
 
     def _item(self, name, cell):
         item = CellTest.from_parent(self, name=name.replace("/", "-").replace("::", ":"))
         item.cell = cell
         item.extra_keyword_matches |= cell.words
         for flag in cell.flags: item.add_marker(flag)
-        item.add_marker(pytest.mark.xdist_group(str(self.path)))  # a notebook's cells belong in one worker
         return item
 
     def setup(self): self.session_ = NotebookProcess(self.path, self.config)
@@ -145,13 +156,12 @@ class CellFailed(Exception):
         super().__init__(self.report)
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------------------
+# ---- running ---------------------------------------------------------------------------------------------------------
 class NotebookProcess:
     "A process in which one notebook's cells run in order; it and its children can be killed."
     def __init__(self, path, config):
-        self.path, self.done, self.broken, self.process = path, set(), None, None
+        self.path, self.done, self.broken, self.process, self.cpu = path, set(), None, None, 0.
         self.limit = config.getoption("--cell-timeout") or float(config.getini("cell_timeout"))
-        self.preload = config.getini("notebook_preload")
 
     def once(self, cell):
         "Run `cell` unless it has run; skip the test if an earlier cell broke the notebook."
@@ -160,7 +170,9 @@ class NotebookProcess:
         if self.process is None: self._start()
         limit = float(cell.directives.get("timeout", self.limit))
         self.pipe.send(cell.source)
-        try: why = self.pipe.recv() if self.pipe.poll(limit) else f"stopped: the cell took longer than {limit:g} seconds"
+        try:
+            if not self.pipe.poll(limit): why = f"stopped: the cell took longer than {limit:g} seconds"
+            else: why, cpu = self.pipe.recv(); forked_cpu[0] += cpu - self.cpu; self.cpu = cpu
         except EOFError: why = f"the process ended (exit code {self._exit_code()})"
         self.done.add(cell.number)
         if why is not None:
@@ -169,13 +181,11 @@ class NotebookProcess:
             raise CellFailed(self.path, cell, why)
 
     def _start(self):
-        # A fork server imports the heavy libraries once and forks a fresh process for each notebook.
-        context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-        if hasattr(context, "set_forkserver_preload"): context.set_forkserver_preload(self.preload)
+        context = fork_server()
         self.scratch = tempfile.TemporaryDirectory(prefix="notebook_test_", ignore_cleanup_errors=True)
         self.pipe, theirs = context.Pipe()
-        from tests.notebook_worker import serve
-        self.process = context.Process(target=serve, args=(theirs, str(self.path), self.scratch.name, os.environ[SHARED]), daemon=False)
+        self.process = context.Process(
+            target=serve, args=(theirs, str(self.path), self.scratch.name, os.environ[SHARED]), daemon=False)
         self.process.start()
         theirs.close()
 
@@ -185,10 +195,5 @@ class NotebookProcess:
 
     def stop(self):
         if self.process is None: return
-        # The process leads a group of its own, so its children go with it, also when it has died before them.
-        if hasattr(os, "killpg"):
-            try: os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError: self.process.kill()
-        else: self.process.kill()
-        self.process.join(10)
+        kill_group(self.process)
         self.scratch.cleanup()

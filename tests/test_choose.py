@@ -86,14 +86,14 @@ def test_scores_see_the_labelled_training_images_alone():
         wrong = images[split].array.clone(); hide = torch.ones(len(wrong), dtype=bool); hide[list(keep)] = False
         wrong[hide] = 255 - wrong[hide]; labels[split] = np.where(hide, (labels[split] + 1) % 10, labels[split])
         return replace(task, items=images | {split: type(images[split])(wrong)}, targets=labels)
-    want = look(task, net, 4, seed=2)
+    want = look(task, net, labels=4, seed=2)
     for split in ("valid", "test"):
-        for a, b in zip(want, look(spoilt(split), net, 4, seed=2)): assert np.array_equal(a, b)
+        for a, b in zip(want, look(spoilt(split), net, labels=4, seed=2)): assert np.array_equal(a, b)
     # The unlabelled rest of the training split plays no part either: its images may be anything.
     budget = task.budget(4, 2)
     images = dict(task.items); changed = images["train"].array.clone(); rest = torch.ones(len(changed), dtype=bool); rest[budget] = False
     changed[rest] = 0
-    for a, b in zip(want, look(replace(task, items=images | {"train": type(images["train"])(changed)}), net, 4, seed=2)): assert np.array_equal(a, b)
+    for a, b in zip(want, look(replace(task, items=images | {"train": type(images["train"])(changed)}), net, labels=4, seed=2)): assert np.array_equal(a, b)
 
 
 def test_scores_depend_on_neither_order_nor_names_of_classes():

@@ -5,22 +5,26 @@ import pytest
 from PIL import Image
 
 from finetune_nb.models.load import BUNDLED
-from tests.helpers import ROOT, SMALL, cli, environment, refused
+from tests.helpers import SMALL, cli, environment, refused
 
 
 def test_json_is_one_object_and_nothing_else(tmp_path):
-    done = cli(tmp_path, *SMALL, "--out", "r", "--json")
+    done = cli(tmp_path, *SMALL, "--out", "r", "--json", fresh=True)
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     assert [a["recipe"] for a in got["arms"]] == ["full", "linear_probe"]
-    assert {"study.yaml", "report.html", "results.csv", "search.csv", "summary.json", "arms.png", "curves.png", "pareto.png", "shifts.png"} == {p.name for p in (tmp_path/"r").iterdir()}
+    assert {"study.yaml", "report.html", "results.csv", "search.csv", "summary.json", "arms.png", "curves.png",
+            "pareto.png", "shifts.png"} == {p.name for p in (tmp_path/"r").iterdir()}
 
 
 def test_sums_and_brackets_are_recipes_too(tmp_path):
     "The comma inside brackets separates nothing."
-    done = cli(tmp_path, "compare", "digits", "--recipes", "gradual + l2_sp, best_of(linear_probe, full), surgical(layer1)", "--labels", 1, "--profile", "smoke", "--json")
+    done = cli(tmp_path, "compare", "digits", "--recipes",
+               "gradual + l2_sp, best_of(linear_probe, full), surgical(layer1)", "--labels", 1, "--profile",
+               "smoke", "--json")
     assert done.returncode == 0, done.stderr
-    assert [a["recipe"] for a in json.loads(done.stdout)["arms"]] == ["gradual + l2_sp", "best_of(linear_probe, full)", "surgical(layer1)"]
+    assert [a["recipe"] for a in json.loads(done.stdout)["arms"]] == ["gradual + l2_sp", "best_of(linear_probe, full)",
+                                                                      "surgical(layer1)"]
 
 
 def test_a_recipe_file_with_a_misspelt_field(tmp_path):
@@ -32,7 +36,8 @@ def test_a_recipe_file_with_a_misspelt_field(tmp_path):
 def test_help_is_quick(tmp_path):
     took = []
     for _ in range(3):
-        began = time.perf_counter(); done = cli(tmp_path, "--help"); took.append(time.perf_counter() - began)
+        began = time.perf_counter(); done = cli(tmp_path, "--help", fresh=True)
+        took.append(time.perf_counter() - began)
     assert done.returncode == 0 and "compare" in done.stdout and min(took) < 1
 
 
@@ -55,10 +60,22 @@ def test_bad_arguments(tmp_path, args, words):
     assert not (tmp_path/"reports").exists(), "a refused command left a folder behind"
 
 
+def test_a_typo_does_not_wait_for_torch(tmp_path):
+    "What is wrong with words, files and options is said before anything that takes seconds is imported."
+    code = ("import sys; from finetune_nb.cli.main import main; wrong = [main(line.split()) for line in sys.argv[1:]]; "
+            "print(set(wrong), {'torch', 'fastai', 'pandas'} & set(sys.modules))")
+    lines = ("compar", "compare digts", "compare no/such/folder", "audit digts", "study none.yaml", "showdown --search bm",
+             "list tsks", "new x --kind imag", "lab relese", "doctor --settings none.ini", "compare digits --labels x")
+    done = subprocess.run([sys.executable, "-c", code, *lines], cwd=tmp_path, env=environment(tmp_path), text=True,
+                          capture_output=True, timeout=60)
+    assert done.stdout == "{2} set()\n" and done.stderr.count("\n") == len(lines), done
+
+
 def test_bad_input_in_a_process_of_its_own(tmp_path):
     "As a shell sees it: status 2, one line on standard error, nothing on standard output."
-    done = cli(tmp_path, "compare", "digts")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    done = cli(tmp_path, "compare", "digts", fresh=True)
+    assert (done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ")
+            and done.stderr.count("\n") == 1)
 
 
 def test_misspelt_settings_key(tmp_path):
@@ -120,15 +137,18 @@ def test_old_results_stay_when_the_new_command_is_wrong(tmp_path):
 
 def test_photos_from_command_to_report(tmp_path):
     photos(tmp_path/"pets")
-    done = cli(tmp_path, "compare", tmp_path/"pets", "--labels", "all", "--profile", "smoke", "--recipes", "linear_probe", "--size", 32)
+    done = cli(tmp_path, "compare", tmp_path/"pets", "--labels", "all", "--profile", "smoke", "--recipes",
+               "linear_probe", "--size", 32)
     assert done.returncode == 0, done.stderr
     assert (tmp_path/"reports"/"compare_pets"/"report.html").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupt_is_130_and_keeps_what_is_done(tmp_path):
-    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", "compare", "digits", "--profile", "fast", "--labels", "1", "--recipes", "full", "--seeds", "30"], cwd=tmp_path,
-                         env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", "compare", "digits", "--profile", "fast",
+                          "--labels", "1", "--recipes", "full", "--seeds", "30"], cwd=tmp_path,
+                         env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         start_new_session=True)
     for _ in range(600):
         if list((tmp_path/"cache").glob("runs/*/run.json")): break
         time.sleep(.1)

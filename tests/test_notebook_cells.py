@@ -1,5 +1,5 @@
 "The plugin that makes tests of cells, tested on notebooks made for the purpose."
-import json, os, sys, time
+import json, os, time
 from pathlib import Path
 
 import pytest
@@ -13,20 +13,24 @@ def notebook(path, *cells):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[
         dict(cell_type="markdown", id=f"c{i}", metadata={}, source=[c]) if c.startswith("# ") else
-        dict(cell_type="code", id=f"c{i}", metadata={}, source=c.splitlines(True), outputs=[], execution_count=None) for i, c in enumerate(cells)])))
+        dict(cell_type="code", id=f"c{i}", metadata={}, source=c.splitlines(True), outputs=[], execution_count=None)
+        for i, c in enumerate(cells)])))
 
 
 @pytest.fixture
 def run(pytester, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return lambda *args: pytester.runpytest_subprocess("-p", "tests.notebook_cells", "-p", "no:cacheprovider", "-v", "-ra", *args, timeout=90)
+    return lambda *args: pytester.runpytest_subprocess("-p", "tests.notebook_cells", "-p", "no:cacheprovider", "-v",
+                                                       "-ra", *args, timeout=90)
 
 
 def test_asserting_cells_are_named_tests(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# Sums", "x = 2", "assert x == 2", "# Words about gradual", "y = x + 1\nassert y == 3", "assert y", "print(y)")
+    notebook(pytester.path/"a.ipynb", "# Sums", "x = 2", "assert x == 2", "# Words about gradual",
+             "y = x + 1\nassert y == 3", "assert y", "print(y)")
     out = run()
     out.assert_outcomes(passed=4)
-    out.stdout.fnmatch_lines(["*a.ipynb::Sums PASSED*", "*a.ipynb::Words about gradual [[]1] PASSED*", "*::runs to the end PASSED*"])
+    out.stdout.fnmatch_lines(["*a.ipynb::Sums PASSED*", "*a.ipynb::Words about gradual [[]1] PASSED*",
+                              "*::runs to the end PASSED*"])
 
 
 def test_one_cell_alone_runs_what_is_before_it(pytester, run):
@@ -41,7 +45,8 @@ def test_k_finds_names_in_the_source(pytester, run):
 
 
 def test_failing_cell_fails_with_its_source_and_later_ones_are_skipped(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# One", "assert 1", "# Two", "value = 41\nassert value == 42, 'not the answer'", "# Three", "assert 1")
+    notebook(pytester.path/"a.ipynb", "# One", "assert 1", "# Two", "value = 41\nassert value == 42, 'not the answer'",
+             "# Three", "assert 1")
     out = run()
     out.assert_outcomes(passed=1, failed=1, skipped=1)
     out.stdout.fnmatch_lines(["*cell 3 under 'Two'*", "*2 assert value == 42*", "*not the answer*"])
@@ -55,13 +60,15 @@ def test_error_in_a_cell_without_assertion_counts(pytester, run):
 
 
 def test_hanging_cell_is_stopped_with_its_children(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# Hang", "import subprocess, sys, time\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
-             "open('pid', 'w').write(str(child.pid))\nwhile True:\n    try: time.sleep(300)\n    except BaseException: pass\nassert 1", "# After", "assert 1")
+    notebook(pytester.path/"a.ipynb", "# Hang", "import subprocess, sys, time\n"
+             "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+             "open('pid', 'w').write(str(child.pid))\n"
+             "while True:\n    try: time.sleep(300)\n    except BaseException: pass\nassert 1", "# After", "assert 1")
     notebook(pytester.path/"b.ipynb", "# Fine", "assert 1")
     began = time.monotonic()
-    out = run("--cell-timeout", "4")
+    out = run("--cell-timeout", "8")
     out.assert_outcomes(failed=1, skipped=1, passed=1)
-    out.stdout.fnmatch_lines(["*took longer than 4 seconds*"])
+    out.stdout.fnmatch_lines(["*took longer than 8 seconds*"])
     assert time.monotonic() - began < 60
     if os.name == "posix" and Path("/proc").exists():
         state = Path(f"/proc/{(pytester.path/'pid').read_text()}/stat")
@@ -105,11 +112,14 @@ def test_unreadable_notebook_is_an_error(pytester, run):
 
 
 def test_works_under_xdist_by_notebook(pytester, run):
-    for name in "abc": notebook(pytester.path/f"{name}.ipynb", "# One", "import os\nn = [os.getpid()]", "assert len(n) == 1", "n.append(1)\nassert len(n) == 2")
+    for name in "abc":
+        notebook(pytester.path/f"{name}.ipynb", "# One", "import os\nn = [os.getpid()]", "assert len(n) == 1",
+                 "n.append(1)\nassert len(n) == 2")
     run("-n", "2", "--dist", "loadfile").assert_outcomes(passed=6)
 
 
 def test_this_projects_notebooks_give_many_tests():
     from tests.notebook_cells import read_cells
-    tests = [c for f in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts for c in read_cells(f) if c.asserts]
+    tests = [c for f in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts
+             for c in read_cells(f) if c.asserts]
     assert len(tests) >= 60

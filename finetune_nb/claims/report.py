@@ -60,13 +60,14 @@ def _section(f, pictures):
     arms = f.result.table().reset_index()
     search = (f.result.search_table().reset_index() if hasattr(f.result, "search_table")
               and any(c.tried for c in f.result.chosen.values()) else None)
-    cost = pictures.get(f"{c.name}_cost.png")
-    return "".join((
-        f'<h3 id="{c.name}">{escape(c.statement)}</h3>',
-        html_picture(pictures[f"{c.name}.png"], f"{c.statement} {f.verdict}"), html_facts(facts),
-        html_table(f.table(), index=False),
-        f"<details><summary>Arms: {f.n} seeds each</summary>{html_table(arms, index=False)}</details>",
-        "" if cost is None else "<details><summary>What it brings and what it costs</summary>"
-                                f"{html_picture(cost, 'Results over seconds per run')}</details>",
-        "" if search is None else "<details><summary>What was chosen, and how flat the optimum was</summary>"
-                                  f"{html_table(search, index=False)}</details>"))
+    parts = [f'<h3 id="{c.name}">{escape(c.statement)}</h3>',
+             html_picture(pictures[f"{c.name}.png"], f"{c.statement} {f.verdict}"), html_facts(facts),
+             html_table(f.table(), index=False),
+             _folded(f"Arms: {f.n} seeds each", html_table(arms, index=False))]
+    if cost := pictures.get(f"{c.name}_cost.png"):
+        parts.append(_folded("What it brings and what it costs", html_picture(cost, "Results over seconds per run")))
+    if search is not None:
+        parts.append(_folded("What was chosen, and how flat the optimum was", html_table(search, index=False)))
+    return "".join(parts)
+
+def _folded(title, inside): return f"<details><summary>{title}</summary>{inside}</details>"

@@ -105,8 +105,8 @@ def _page(path, given, result, pictures):
         if hasattr(given, "shifts_table"): body.append(html_table(given.shifts_table(), index=False))
     body += _search(result) + ["<h2>What this was run with</h2>", html_facts(_facts(result)),
                                f"<h2>The study</h2><pre>{escape(study.to_yaml())}</pre>"]
-    write_page(path, study.name, heading=result.about["settings"].get("name") or "finetune_nb",
-               body=Markup("\n".join(body)))
+    heading = result.about["settings"].get("name") or "finetune_nb"
+    write_page(path, study.name, heading=heading, body=Markup("\n".join(body)))
 
 def _rule(result, m):
     return f'''<p class="small">Differences are paired by seed and taken against {escape(result.reference)}; verdicts are corrected by Holm's method as one family.

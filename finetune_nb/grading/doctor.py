@@ -10,82 +10,81 @@ import importlib.metadata, json, os, platform, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import finetune_nb
-from .class_bundle import check_bundle
-from .wheel import kit_about
 from ..core.errors import FinetuneError
 from ..core.files import read_json, sha256
 from ..core.settings import settings
+from .class_bundle import check_bundle
+from .wheel import kit_about
 
 # %% ../../nbs/api/grading/13_doctor.ipynb #81a5db34
-NEEDS = dict(disk_gb=1., memory_gb=3.5, step_s=.5)  # free disk for caches and reports; memory of the machine; a training step that makes a course a pain
+# free disk for caches and reports; the machine's memory; a training step
+NEEDS = dict(disk_gb=1., memory_gb=3.5, step_s=.5)
 
-def _row(check, found, ok=True, do="", **data): return dict(check=check, found=found, ok=ok, do="" if ok else do, data=data)
+def _row(check, found, ok=True, do="", **data):
+    return dict(check=check, found=found, ok=ok, do="" if ok else do, data=data)
+
+def _version(package):
+    "The installed version, or None."
+    try: return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError: return None
 
 def _python(s):
     from packaging.specifiers import SpecifierSet
     have, want = platform.python_version(), kit_about()["python"] or ">=3.11"
     bits = 64 if sys.maxsize > 2**32 else 32
-    return _row("python", f"{have}, {bits} bit, {platform.system()} {platform.machine()}", SpecifierSet(want).contains(have, prereleases=True) and bits == 64, f"install a 64-bit Python {want.lstrip('>=')} or newer")
+    ok = SpecifierSet(want).contains(have, prereleases=True) and bits == 64
+    return _row("python", f"{have}, {bits} bit, {platform.system()} {platform.machine()}", ok,
+                f"install a 64-bit Python {want.lstrip('>=')} or newer")
 
+# %% ../../nbs/api/grading/13_doctor.ipynb #1a978b75
 def _packages(s):
-    "The kit's own requirements, and those of the extras that a bundle names."
     from packaging.requirements import Requirement
-    extras, have, faults = _bundle_extras(s), {}, []  # a package that no extra asks for may be missing
+    extras, have, faults = _bundle_extras(s), {}, []
     for r in map(Requirement, kit_about()["requires"]):
         if r.marker is not None and not any(r.marker.evaluate({"extra": e}) for e in ("", *extras)): continue
-        try: have[r.name] = importlib.metadata.version(r.name)
-        except importlib.metadata.PackageNotFoundError: have[r.name] = "missing"; faults.append(f"{r.name} is missing"); continue
-        if not r.specifier.contains(have[r.name], prereleases=True): faults.append(f"{r.name} {have[r.name]} is too old ({r.specifier})")
+        have[r.name] = _version(r.name) or "missing"
+        if have[r.name] == "missing": faults.append(f"{r.name} is missing")
+        elif not r.specifier.contains(have[r.name], prereleases=True):
+            faults.append(f"{r.name} {have[r.name]} is too old ({r.specifier})")
     told = ", ".join(f"{p} {have[p]}" for p in ("torch", "fastai", "timm") if p in have)
-    return _row("packages", "; ".join(faults) or f"{len(have)} of {len(have)}: {told}", not faults, "install the kit again (START_HERE.md, or pip install -e .)", packages=have, extras=list(extras))
+    return _row("packages", "; ".join(faults) or f"{len(have)} of {len(have)}: {told}", not faults,
+                "install the kit again (START_HERE.md, or pip install -e .)", packages=have, extras=list(extras))
 
 def _bundle_extras(s):
     try: return tuple(read_json(Path(s.bundle)/"manifest.json").get("extras", ())) if s.get("bundle") else ()
     except (FinetuneError, AttributeError): return ()
 
+# %% ../../nbs/api/grading/13_doctor.ipynb #08790f36
 def _models(s):
-    # Not through `models.load`, which brings torch along.
     folder, found = Path(finetune_nb.__file__).parent/"models"/"checkpoints", {}
     for config in sorted(folder.glob("*/config.json")):
-        weights = config.parent/"model.safetensors"
-        found[config.parent.name] = "missing" if not weights.is_file() else "whole" if sha256(weights) == read_json(config).get("sha256") else "damaged"
+        weights, name = config.parent/"model.safetensors", config.parent.name
+        if not weights.is_file(): found[name] = "missing"
+        else: found[name] = "whole" if sha256(weights) == read_json(config).get("sha256") else "damaged"
     bad = [f"{n} is {v}" for n, v in found.items() if v != "whole"]
-    return _row("models", "; ".join(bad) or f"{len(found)}, all whole" if found else "none", bool(found) and not bad, "install the kit again, or run make pretrained", models=found)
+    return _row("models", "; ".join(bad) or (f"{len(found)}, all whole" if found else "none"), bool(found) and not bad,
+                "install the kit again, or run make pretrained", models=found)
 
 def _bundle(s):
     if not s.get("bundle"): return None
     try: state = check_bundle(s.bundle)
-    except FinetuneError as e: return _row("bundle", str(e), False, "copy the bundle again, whole, and keep settings.ini in it")
+    except FinetuneError as e:
+        return _row("bundle", str(e), False, "copy the bundle again, whole, and keep settings.ini in it")
     bad = [f"{n} is missing" for n in state["missing"]] + [f"{n} is damaged" for n in state["damaged"]]
+    files, labs = state["manifest"]["files"], state["manifest"].get("labs", ())
     told = "; ".join(bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
-    return _row("bundle", told or f"whole: {len(state['manifest']['files'])} files, {len(state['manifest'].get('labs', ()))} labs", not bad, "copy these files again from the teacher's bundle", missing=state["missing"], damaged=state["damaged"])
+    return _row("bundle", told or f"whole: {len(files)} files, {len(labs)} labs", not bad,
+                "copy these files again from the teacher's bundle", missing=state["missing"], damaged=state["damaged"])
 
+# %% ../../nbs/api/grading/13_doctor.ipynb #40592467
 def _nearest(path): return next(p for p in (Path(path), *Path(path).parents) if p.exists())
 
 def _disk(s):
     free = {n: shutil.disk_usage(_nearest(s[n])).free/1e9 for n in ("cache", "reports")}
-    least = min(free, key=free.get)
-    return _row("disk", f"{free[least]:.1f} GB free" + ("" if abs(free["cache"] - free["reports"]) < .1 else f" for {least}"), free[least] >= NEEDS["disk_gb"], f"make room: {NEEDS['disk_gb']:g} GB at {_nearest(s[least])}, or set [paths] {least} to another disk", free_gb=round(free[least], 1))
-
-def _memory(s):
-    total, free = _memory_gb()
-    if total is None: return _row("memory", "unknown on this system", None)
-    return _row("memory", f"{total:.1f} GB" + ("" if free is None else f", {free:.1f} GB of it free"), total >= NEEDS["memory_gb"], "set workers = 1 and profile = smoke in settings.ini, and close other programs", memory_gb=round(total, 1))
-
-def _memory_gb():
-    try: import psutil  # comes with the notebook kernel
-    except ImportError:
-        try: return os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES")/1e9, None
-        except (AttributeError, ValueError, OSError): return None, None
-    m = psutil.virtual_memory()
-    # In a container its own limit counts.
-    try: limit = int(Path("/sys/fs/cgroup/memory.max").read_text())/1e9
-    except (OSError, ValueError): limit = m.total/1e9
-    return min(m.total/1e9, limit), min(m.available/1e9, limit)
-
-def _cores(s):
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _row("cores", f"{n}; {s.workers or n} processes at once" if n > 1 else "1: everything takes twice as long as the tutorials say", True if n > 1 else None, cores=n)
+    least, one = min(free, key=free.get), abs(free["cache"] - free["reports"]) < .1
+    do = f"make room: {NEEDS['disk_gb']:g} GB at {_nearest(s[least])}, or set [paths] {least} to another disk"
+    return _row("disk", f"{free[least]:.1f} GB free" + ("" if one else f" for {least}"),
+                free[least] >= NEEDS["disk_gb"], do, free_gb=round(free[least], 1))
 
 def _folders(s):
     bad = []
@@ -93,27 +92,55 @@ def _folders(s):
         try:
             with tempfile.TemporaryFile(dir=_nearest(s[name])): pass
         except OSError as e: bad.append(f"[paths] {name}: {_nearest(s[name])} cannot be written to ({e.strerror})")
-    return _row("folders", "; ".join(bad) or "cache and reports can be written", not bad, "set [paths] in settings.ini to folders of your own")
+    return _row("folders", "; ".join(bad) or "cache and reports can be written", not bad,
+                "set [paths] in settings.ini to folders of your own")
 
-def _jupyter(s):
-    def found(p):
-        try: return importlib.metadata.version(p)
-        except importlib.metadata.PackageNotFoundError: return None
-    lab, kernel = found("jupyterlab"), found("ipykernel")
-    return _row("notebooks", f"JupyterLab {lab or 'missing'}, kernel {kernel or 'missing'}", bool(lab and kernel), "install the kit again; pip install jupyterlab ipykernel", jupyterlab=lab)
+# %% ../../nbs/api/grading/13_doctor.ipynb #3ca9f3ce
+def _memory(s):
+    total, free = _memory_gb()
+    if total is None: return _row("memory", "unknown on this system", None)
+    return _row("memory", f"{total:.1f} GB" + ("" if free is None else f", {free:.1f} GB of it free"), total
+                >= NEEDS["memory_gb"], "set workers = 1 and profile = smoke in settings.ini, and close other programs",
+                memory_gb=round(total, 1))
 
-def _nbgrader(s):
-    "Only a teacher needs it: worth a line where a class is set up."
-    try: have = importlib.metadata.version("nbgrader")
-    except importlib.metadata.PackageNotFoundError: have = None
-    if have is None and not s.get("name"): return None
-    at = Path(sys.prefix)/"share"/"jupyter"/"labextensions"/"@jupyter"/"nbgrader"
-    return _row("nbgrader", f"{have}, {'with' if at.is_dir() else 'without'} its menus in JupyterLab" if have else "not here; only the teacher needs it", True if have else None, nbgrader=have)
+def _memory_gb():
+    "-> (memory, what of it is free), None where it is not known."
+    try: import psutil  # comes with the notebook kernel
+    except ImportError:
+        try: return os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES")/1e9, None
+        except (AttributeError, ValueError, OSError): return None, None
+    m = psutil.virtual_memory()
+    try: limit = int(Path("/sys/fs/cgroup/memory.max").read_text())/1e9
+    except (OSError, ValueError): limit = m.total/1e9
+    return min(m.total/1e9, limit), min(m.available/1e9, limit)
+
+# %% ../../nbs/api/grading/13_doctor.ipynb #f28e65a4
+def _cores(s):
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = (f"{n}; {s.workers or n} processes at once" if n > 1
+            else "1: everything takes twice as long as the tutorials say")
+    return _row("cores", told, True if n > 1 else None, cores=n)
 
 def _clock(s):
-    newest = max(p.stat().st_mtime for p in (Path(finetune_nb.__file__), Path(finetune_nb.__file__).parent/"cli"/"main.py") if p.exists())
-    late = time.time() < newest - 86400
-    return _row("clock", time.strftime("%Y-%m-%d %H:%M, UTC%z"), not late, f"set the clock: the kit's own files are newer ({time.strftime('%Y-%m-%d', time.localtime(newest))})")
+    kit = Path(finetune_nb.__file__)
+    newest = max(p.stat().st_mtime for p in (kit, kit.parent/"cli"/"main.py") if p.exists())
+    day = time.strftime("%Y-%m-%d", time.localtime(newest))
+    return _row("clock", time.strftime("%Y-%m-%d %H:%M, UTC%z"), time.time() >= newest - 86400,
+                f"set the clock: the kit's own files are newer ({day})")
+
+# %% ../../nbs/api/grading/13_doctor.ipynb #6c992f3a
+def _jupyter(s):
+    lab, kernel = _version("jupyterlab"), _version("ipykernel")
+    return _row("notebooks", f"JupyterLab {lab or 'missing'}, kernel {kernel or 'missing'}", bool(lab and kernel),
+                "install the kit again; pip install jupyterlab ipykernel", jupyterlab=lab)
+
+def _nbgrader(s):
+    have = _version("nbgrader")
+    if have is None and not s.get("name"): return None
+    menus = (Path(sys.prefix)/"share"/"jupyter"/"labextensions"/"@jupyter"/"nbgrader").is_dir()
+    told = (f"{have}, {'with' if menus else 'without'} its menus in JupyterLab" if have
+            else "not here; only the teacher needs it")
+    return _row("nbgrader", told, True if have else None, nbgrader=have)
 
 # %% ../../nbs/api/grading/13_doctor.ipynb #0d989d1b
 _TRAIN = """import json, time
@@ -126,24 +153,36 @@ learn = pretrained_learner(load_task("digits"), "glyph_resnet", labels=10)
 fit_recipe(learn, "full", steps=2, lr=1e-3)
 began = time.perf_counter()
 trace = fit_recipe(learn, "full", steps=10, lr=1e-3)
-print(json.dumps(dict(libraries=libraries, step=(time.perf_counter() - began)/10, loss=float(trace.losses[-1]), device=str(next(learn.model.parameters()).device))))"""
+print(json.dumps(dict(libraries=libraries, step=(time.perf_counter() - began)/10, loss=float(trace.losses[-1]),
+                      device=str(next(learn.model.parameters()).device))))"""
 
+# %% ../../nbs/api/grading/13_doctor.ipynb #50443e10
 def try_training(
     s, # Settings
-    limit=120, # seconds
+    limit:float=120, # seconds
+    *,
     code=_TRAIN, # prints its result as JSON in the last line
-): # -> row
+) -> dict: # a row
     "Load the libraries and train for twelve steps, in a process that may crash or hang."
-    env = dict(os.environ, FINETUNE_NB_DEVICE=s.device, OMP_NUM_THREADS="1") | (dict(FINETUNE_NB_SETTINGS=s.file) if s.file else {})
+    env = dict(os.environ, FINETUNE_NB_DEVICE=s.device,
+               OMP_NUM_THREADS="1") | (dict(FINETUNE_NB_SETTINGS=s.file) if s.file else {})
     try: done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit, env=env)
-    except subprocess.TimeoutExpired: return _row("training", f"not done after {limit} s", False, "close other programs, or set profile = smoke; finetune-nb doctor --quick leaves this out")
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1][:120]
-        why = f"the process was ended by signal {-done.returncode}" if done.returncode < 0 else last
-        return _row("training", why, False, "torch does not run on this machine; install the kit again in a new environment" if done.returncode < 0 or "torch" in last or "DLL" in last else "install the kit again", stderr=done.stderr[-2000:])
+    except subprocess.TimeoutExpired:
+        return _row("training", f"not done after {limit} s", False,
+                    "close other programs, or set profile = smoke; finetune-nb doctor --quick leaves this out")
+    if done.returncode: return _crashed(done)
     r = json.loads(done.stdout.strip().splitlines()[-1])
     slow = r["step"] > NEEDS["step_s"]
-    return _row("training", f"{1000*r['step']:.0f} ms a step on {r['device']}; libraries load in {r['libraries']:.0f} s" + ("; slow" if slow else ""), None if slow else True, **r)
+    told = f"{1000*r['step']:.0f} ms a step on {r['device']}; libraries load in {r['libraries']:.0f} s"
+    return _row("training", told + ("; slow" if slow else ""), None if slow else True, **r)
+
+def _crashed(done):
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1][:120]
+    killed = done.returncode < 0
+    do = "install the kit again"
+    if killed or "torch" in last or "DLL" in last: do = f"torch does not run on this machine; {do} in a new environment"
+    return _row("training", f"the process was ended by signal {-done.returncode}" if killed else last, False, do,
+                stderr=done.stderr[-2000:])
 
 # %% ../../nbs/api/grading/13_doctor.ipynb #de14482f
 CHECKS = (_python, _packages, _models, _bundle, _disk, _memory, _cores, _folders, _jupyter, _nbgrader, _clock)
@@ -151,25 +190,28 @@ CHECKS = (_python, _packages, _models, _bundle, _disk, _memory, _cores, _folders
 def readiness(
     settings_file=None, # settings.ini; None to walk up
     quick=False, # without the moment of training?
-): # -> list of dicts: check, found, ok (True, False, or None for a remark), do, data
+) -> list: # of dicts: check, found, ok (True, False, or None for a remark), do, data
     "Everything that decides whether this machine is ready for a course."
     s, rows = settings(settings_file), []
     for check in CHECKS:
         try: rows.append(check(s))
-        # A check that fails itself is a fault of this machine, too, and must not hide the others.
-        except Exception as e: rows.append(_row(check.__name__.strip("_"), f"cannot be looked at ({type(e).__name__}: {' '.join(str(e).split())[:80]})", False, "install the kit again"))
+        except Exception as e:
+            why = f"cannot be looked at ({type(e).__name__}: {' '.join(str(e).split())[:80]})"
+            rows.append(_row(check.__name__.strip("_"), why, False, "install the kit again"))
     if not quick: rows.append(try_training(s))
     return [r for r in rows if r]
 
+# %% ../../nbs/api/grading/13_doctor.ipynb #6603c781
 def readiness_lines(
-    rows, # of `readiness`
-    width=100, # columns
-): # -> list of lines, the last one "ready" or "not ready: ..."
+    rows:list, # of `readiness`
+    width:int=100, # columns
+) -> list: # of lines, the last one "ready" or "not ready: ..."
     "The rows as text for one screen, and the verdict."
     import textwrap
     out = []
     for r in rows:
-        out += textwrap.wrap(f"{ {True: 'ok', False: 'NO', None: '--'}[r['ok']]}  {r['check']:10} {r['found']}", width, subsequent_indent=" "*15)[:3]
+        sign = {True: "ok", False: "NO", None: "--"}[r["ok"]]
+        out += textwrap.wrap(f"{sign}  {r['check']:10} {r['found']}", width, subsequent_indent=" "*15)[:3]
         if r["do"]: out += textwrap.wrap(f"-> {r['do']}", width, initial_indent=" "*15, subsequent_indent=" "*18)
     bad = [r["check"] for r in rows if r["ok"] is False]
     return out + ["not ready: " + ", ".join(bad) if bad else "ready"]
