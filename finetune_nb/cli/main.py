@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'main']
 import json, os, sys
 from importlib import import_module
 
-from .command import (ENGINE, PROFILE, arg, command, command_parser, count, count_or_all,
+from .command import (ENGINE, PROFILE, amount, arg, command, command_parser, count, count_or_all,
                                      out_folder, share)
 from .grading import CLASS_COMMANDS, GROUPS
 from ..core.errors import FinetuneError, SettingsError
@@ -21,7 +21,7 @@ def _rows(what, a):
     "What there is of `what`, a dict each."
     if what == "tasks":
         from finetune_nb.data.registry import TASKS, load_task
-        return [dict(task=n, classes=len(t.target.vocab), **{s: len(t.targets[s]) for s in ("train", "valid", "test")},
+        return [dict(task=n, target=t.target.name, outputs=t.target.n_outputs, **{s: len(t.targets[s]) for s in ("train", "valid", "test")},
                      max_labels=t.max_budget,
                      source=t.source, licence=t.licence) for n, t in ((n, load_task(n)) for n in TASKS)]
     if what == "models":

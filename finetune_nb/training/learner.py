@@ -64,8 +64,10 @@ adamw = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
 
 def learner_metrics(target) -> list: # of fastai metrics
     "The target's metrics over the whole validation split, as fastai shows them after each epoch."
-    def of_outputs(metric): return lambda output, y: float(metric.score(target.statistics(output, y)))
+    def of_outputs(metric): return lambda output, y: _number(metric.score(target.statistics(output, y)))
     return [AccumMetric(of_outputs(m), name=name, flatten=False) for name, m in target.metrics.items()]
+
+def _number(value): return float("nan") if value is None else float(value)
 
 # %% ../../nbs/api/training/02_learner.ipynb #46b27d66
 def evaluate(

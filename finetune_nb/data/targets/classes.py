@@ -43,6 +43,8 @@ class Classes(Target):
     def plain(self, y): return int(y)
     def text(self, y): return str(self.vocab[int(y)])
     def stratify(self, y): return np.asarray(y)
+    def numbers(self, y): return np.eye(self.n_outputs)[np.asarray(y)]
+    def outputs_for(self, mean): return torch.as_tensor(mean).float().clamp_min(1e-4).log()
 
     def encode(self, raw):
         raw = np.asarray(raw)

@@ -38,6 +38,8 @@ class Target:
     def activation(self, output): return output  # network's output as probabilities or in the label's unit
     def decode(self, output) -> list: raise NotImplementedError  # one answer for each item, as people read it
     def statistics(self, output, y) -> dict: raise NotImplementedError  # name -> numpy array [N, ...]
+    def numbers(self, y): raise NotImplementedError  # labels as float64 [N, n_outputs], which can be averaged
+    def outputs_for(self, mean): raise NotImplementedError  # such averages as a network would have put them out
     def shown(self, y): raise NotImplementedError  # one label as fastai's show methods take it
     def plain(self, y): return np.asarray(y).tolist()  # one label as JSON has it
     def text(self, y) -> str: return str(self.plain(y))  # one label as people read it
@@ -83,9 +85,10 @@ def join_rows(
 def score(
     self:Target,
     rows, # dict of arrays, all items or any resample of them
-) -> dict: # name of each metric -> float
+) -> dict: # name of each metric -> float; None where the rows are too few for it
     "Every metric of the rows."
-    return {k: float(m.score(rows)) for k, m in self.metrics.items()}
+    found = {k: m.score(rows) for k, m in self.metrics.items()}
+    return {k: None if v is None else float(v) for k, v in found.items()}
 
 @patch
 def reported(
@@ -96,7 +99,9 @@ def reported(
     return {f"{s}_{k}": m for s in splits for k, m in (*self.metrics.items(), ("loss", self.loss_metric))}
 
 # %% ../../../nbs/api/data/targets/00_target.ipynb #89d32e13
-TARGETS = {"classes": "finetune_nb.data.targets.classes:Classes"}
+TARGETS = {"classes": "finetune_nb.data.targets.classes:Classes",
+           "multilabel": "finetune_nb.data.targets.multilabel:MultiLabel",
+           "number": "finetune_nb.data.targets.number:Number"}
 
 @patch
 def to_dict(self:Target) -> dict: # of plain types
