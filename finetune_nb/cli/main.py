@@ -57,7 +57,7 @@ def _files(paths):
 
 # %% ../../nbs/api/cli/02_main.ipynb #f83c3b1b
 @command("compare",
-         arg("task", metavar="TASK", help="digits, scripts, docs, a folder of photos, or a csv file of texts"),
+         arg("task", metavar="TASK", help="digits, scripts, docs, pages, angles, a folder of photos, or a csv file of texts"),
          arg("--recipes", metavar="A,B",
              help="names, sums (gradual + l2_sp) or .yaml files, separated by commas; default: the basic six"),
          arg("--labels", type=count_or_all, default=10, metavar="N",
@@ -171,7 +171,7 @@ def _claims(a):
 
 # %% ../../nbs/api/cli/02_main.ipynb #64dc71c5
 @command("audit",
-         arg("task", metavar="TASK", help="digits, scripts, docs, a folder of photos, or a csv file of texts"),
+         arg("task", metavar="TASK", help="digits, scripts, docs, pages, angles, a folder of photos, or a csv file of texts"),
          out_folder("audit_TASK"))
 def _audit(a):
     "Look for faults in the data of a task: leakage, duplicates, wrong labels, imbalance, odd items, drift."
