@@ -4475,6 +4475,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'finetune_nb.worlds.world._told': ('api/worlds/world.html#_told', 'finetune_nb/worlds/world.py'),
                                           'finetune_nb.worlds.world._words': ( 'api/worlds/world.html#_words',
                                                                                'finetune_nb/worlds/world.py'),
+                                          'finetune_nb.worlds.world.as_unanswerable': ( 'api/worlds/world.html#as_unanswerable',
+                                                                                        'finetune_nb/worlds/world.py'),
                                           'finetune_nb.worlds.world.ask': ('api/worlds/world.html#ask', 'finetune_nb/worlds/world.py'),
                                           'finetune_nb.worlds.world.ask_gap': ( 'api/worlds/world.html#ask_gap',
                                                                                 'finetune_nb/worlds/world.py'),
@@ -4498,6 +4500,4 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'finetune_nb.worlds.world.say': ('api/worlds/world.html#say', 'finetune_nb/worlds/world.py'),
                                           'finetune_nb.worlds.world.schema': ( 'api/worlds/world.html#schema',
                                                                                'finetune_nb/worlds/world.py'),
-                                          'finetune_nb.worlds.world.unanswerable': ( 'api/worlds/world.html#unanswerable',
-                                                                                     'finetune_nb/worlds/world.py'),
                                           'finetune_nb.worlds.world.ways': ('api/worlds/world.html#ways', 'finetune_nb/worlds/world.py')}}}

@@ -126,7 +126,7 @@ def test_from_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize("args, words", [
-    (("--kind", "image", "--data", "lamps"), "12 documents; a project of kind image needs a folder with a folder of pictures for each class. --kind rag would fit"),
+    (("--kind", "image", "--data", "lamps"), "12 documents; a project of kind image needs a folder with one folder of pictures per class. --kind rag would fit"),
     (("--kind", "text", "--data", "lamps"), "--kind rag would fit"),
     (("--kind", "rag", "--data", "none"), "no such file or folder"),
     (("--kind", "sound", "--data", "lamps"), "invalid choice: 'sound'"),

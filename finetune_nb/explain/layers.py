@@ -228,7 +228,7 @@ def layer_changes(
         with weights_of(learn.model, state):
             for split in ("valid", "train")[:2 if probes else 1]:
                 got[when, split] = activations(learn, split, groups=groups, limit=limit, grid=grid)
-    (a, y), (b, _) = got["before", "valid"], got["after", "valid"]
+    (a, _), (b, _) = got["before", "valid"], got["after", "valid"]
     def row(g):
         out = dict(layer=g.name, parameters=g.size, moved=moved[g.name],
                    cka=cka(a[g.name], b[g.name], unbiased=unbiased) if g.name in a else float("nan"))
