@@ -900,6 +900,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'finetune_nb/data/readers/formats.py'),
                                                   'finetune_nb.data.readers.formats.cut': ( 'api/data/readers/formats.html#cut',
                                                                                             'finetune_nb/data/readers/formats.py'),
+                                                  'finetune_nb.data.readers.formats.fitted_target': ( 'api/data/readers/formats.html#fitted_target',
+                                                                                                      'finetune_nb/data/readers/formats.py'),
                                                   'finetune_nb.data.readers.formats.split_named': ( 'api/data/readers/formats.html#split_named',
                                                                                                     'finetune_nb/data/readers/formats.py')},
             'finetune_nb.data.readers.frame': { 'finetune_nb.data.readers.frame.Table': ( 'api/data/readers/frame.html#table',
