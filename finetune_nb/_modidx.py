@@ -2608,6 +2608,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'finetune_nb/projects/new.py'),
                                           'finetune_nb.projects.new._check_model': ( 'api/projects/new.html#_check_model',
                                                                                      'finetune_nb/projects/new.py'),
+                                          'finetune_nb.projects.new._check_task': ( 'api/projects/new.html#_check_task',
+                                                                                    'finetune_nb/projects/new.py'),
                                           'finetune_nb.projects.new._check_texts': ( 'api/projects/new.html#_check_texts',
                                                                                      'finetune_nb/projects/new.py'),
                                           'finetune_nb.projects.new._enough': ( 'api/projects/new.html#_enough',

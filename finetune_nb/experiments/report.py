@@ -18,7 +18,7 @@ from .result import Result
 def conclusions(
     given, # a Result or a view of one
 ) -> list: # of lines
-    "One line for each arm against the reference, with interval, corrected p and verdict; then what went wrong, and what a baseline without a network reaches."
+    "A line per arm: verdict, interval, corrected p; then what went wrong, and what is reached without a network."
     result = getattr(given, "result", given)
     out = [_line(c, result) for c in result.contrasts()]
     for a in result.arms:
