@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SMOKE := FINETUNE_NB_PROFILE=smoke FINETUNE_NB_WORKERS=1
 
-.PHONY: help compare claims test durations test-slow test-browser lab docs check pretrained readme outputs run-times clean
+.PHONY: help compare claims test durations oldest test-slow test-browser lab docs check pretrained readme outputs run-times clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -22,6 +22,12 @@ test: $(READY)  ## every notebook cell in the smoke profile, and the tests besid
 
 durations: $(READY)  ## measure how long each test file takes, by which `make test` orders them
 	$(SMOKE) $(BIN)/python -m pytest -q -n auto --write-durations
+
+oldest:  ## the tests on the oldest versions that pyproject.toml allows, in build/oldest (6 GB)
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install -q uv
+	build/oldest/bin/uv pip install -q --python build/oldest/bin/python --resolution lowest-direct -e ".[dev]"
+	$(SMOKE) build/oldest/bin/python -m pytest -q -n auto
 
 test-slow: $(READY)  ## tutorials and labs in the fast profile, slow cells and tests, and nbdev's own test run
 	$(BIN)/python scripts/run_times.py $(or $(KEEP),--check)

@@ -11,7 +11,7 @@ import importlib
 # %% ../nbs/api/all.ipynb #50b82717
 _WHERE = {
     "core.settings": ["settings", "Settings"], "core.seeds": ["set_seed", "rng"], "core.errors": ["FinetuneError"], "core.metric": ["Metric"],
-    "data.registry": ["load_task"], "data.task": ["Task"], "data.targets.classes": ["Classes"], "data.readers.folder": ["image_folder"], "data.readers.csv": ["text_csv"], "data.shifts": ["shifted"], "worlds.world": ["World"],
+    "data.registry": ["load_task"], "data.task": ["Task"], "data.targets.classes": ["Classes"], "data.readers.folder": ["image_folder"], "data.readers.csv": ["csv_task"], "data.shifts": ["shifted"], "worlds.world": ["World"],
     "models.load": ["load_pretrained"], "models.text": ["load_text_model"], "models.catalogue": ["list_models", "describe_model"], "models.transferability": ["transfer_score"], "models.bundle": ["save_bundle", "load_bundle", "Bundle"],
     "layers.groups": ["layer_groups", "groups_table", "parameters_table", "regroup", "param_groups"], "layers.freeze": ["GroupLearner", "freeze_groups", "trainability_report", "forget_frozen"],
     "training.learner": ["pretrained_learner", "evaluate"], "training.causal": ["causal_learner"], "layers.rates": ["group_rates", "plot_group_rates"], "training.schedules": ["schedule"],

@@ -1,7 +1,9 @@
 """pytest plugin: the slowest files first, so that no worker is left alone with a long one at the end.
 
-`tests/durations.json` holds the processor seconds of every file (and of every test of the files that may be split)
-that takes longer than a few seconds; `make durations` measures it anew. What is not in it counts as quick."""
+`tests/durations.json` holds the processor seconds of every file, and of every test of the files that may be split, that
+takes longer than a few seconds; `make durations` measures it anew. What is not in it comes first: nobody knows how long
+it takes.
+"""
 import json
 from collections import Counter
 from pathlib import Path
@@ -37,7 +39,8 @@ def unit(nodeid, split):
 def pytest_collection_modifyitems(config, items):
     if not hasattr(config, "workerinput"): return  # one process takes them in the order in which people read them
     known, split = json.loads(TABLE.read_text()), config.getini("split_files")
-    items.sort(key=lambda item: -known.get(unit(item.nodeid, split), 0))  # stable: a file's tests keep their order
+    # Sorting is stable: a file's tests keep their order.
+    items.sort(key=lambda item: -known.get(unit(item.nodeid, split), float("inf")))
 
 
 @pytest.hookimpl(optionalhook=True)

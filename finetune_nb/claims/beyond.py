@@ -67,7 +67,7 @@ BEYOND = (
     Claim("together", "beyond", "Fine-tuning for several tasks at once beats fine-tuning one by one.",
           "Caruana (1997); multi-task learning",
           "Standley et al. (2020): as often worse as better, depending on the tasks",
-          "Georgian letters, Armenian capitals and Armenian small letters with three labels a class; as many "
+          "Georgian letters, Armenian capitals and Armenian small letters with three labels per class; as many "
           "updates in all.", _MULTI, (Contrast("mean over the tasks", "together", "one_by_one", margin=.02),)),
     Claim("stream", "beyond", "New data need no new start: going on from the last model is as good as starting over, "
           "at a fraction of the updates.", "practice of continual training; Ash and Adams (2020) for the limits of it",

@@ -46,7 +46,7 @@ FEW = (
                                     "which seed was drawn.", "Dodge et al. (2020); Mosbach et al. (2021)",
           "Dodge et al.: best of many seeds against the mean, several points on small text sets",
           "A seed draws labels, batches and the new classifier together. Few seeds tell little about a spread.",
-          _LABELS, (Contrast("spread over seeds, 1 label a class against 30", values=lambda r: apart(
+          _LABELS, (Contrast("spread over seeds, 1 label per class against 30", values=lambda r: apart(
               "full, labels 1", f"full, labels {30 if 'full, labels 30' in r.points else 3}")(r)),)),
     Claim("out_of_distribution", "dangers", "Fine-tuning everything gains on test images like the training ones and "
                                             "loses on changed ones, against a linear probe.", "Kumar et al. (2022)",
@@ -134,7 +134,7 @@ FORGETTING = (
     Claim("replay", "dangers", "Replaying a few old examples beats penalties on the weights when "
                                "classes arrive one after the other.", "van de Ven et al. (2022)",
           "split MNIST, class-incremental (recalled): EWC 20.0, LwF 23.9, replay some 70 points more",
-          _PARTS + " Memory of 5 to 20 items a class.", _CLASS,
+          _PARTS + " Memory of 5 to 20 items per class.", _CLASS,
           (Contrast("all parts", "replay", "ewc"), Contrast("all parts", "replay", "lwf"),
            Contrast("all parts", "replay", "l2_sp"))),
     Claim("penalties", "dangers", "Penalties and distillation (EWC, L2-SP, LwF) reduce forgetting.",

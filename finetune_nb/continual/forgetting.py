@@ -16,18 +16,24 @@ from ..core.figures import COLOURS, percent_limits
 def _table(R):
     "R as float64 [T, T]."
     R = np.asarray(R, dtype=float)
-    if R.ndim != 2 or R.shape[0] != R.shape[1] or len(R) < 2: raise FinetuneError(f"forgetting is measured on a square table of at least two parts, got shape {list(R.shape)}")
-    if not np.isfinite(R).all(): raise FinetuneError("the table of accuracies has gaps: what learned all parts at once has only its last row, and forgets nothing")
+    if R.ndim != 2 or R.shape[0] != R.shape[1] or len(R) < 2:
+        raise FinetuneError(
+            f"forgetting is measured on a square table of at least two parts, got shape {list(R.shape)}")
+    if not np.isfinite(R).all():
+        raise FinetuneError("the table of accuracies has gaps: what learned all parts at once has only its last row, "
+                            "and forgets nothing")
     return R
 
 # %% ../../nbs/api/continual/01_forgetting.ipynb #e1abfc38
-def average_accuracy(R):
+def average_accuracy(
+    R, # [T, T] accuracies: row i after part i, column j on part j
+) -> float:
     "ACC: mean of the last row (Lopez-Paz and Ranzato, 2017)."
     return float(_table(R)[-1].mean())
 
 def backward_transfer(
     R, # [T, T] accuracies: row i after part i, column j on part j
-): # -> float; below 0 is forgetting
+) -> float: # below 0 is forgetting
     "BWT: mean over the parts but the last of R[T, j] - R[j, j], divided by T - 1 (Lopez-Paz and Ranzato, 2017)."
     R = _table(R)
     return float((R[-1] - R.diagonal())[:-1].mean())
@@ -35,8 +41,8 @@ def backward_transfer(
 # %% ../../nbs/api/continual/01_forgetting.ipynb #443ca7fe
 def forgetting(
     R, # [T, T] accuracies
-): # -> float; above 0 is forgetting
-    "Mean over the parts but the last of their best accuracy before the end minus the one at the end (Chaudhry et al., 2018)."
+) -> float: # above 0 is forgetting
+    "Mean over the parts but the last of their best accuracy before the end minus the last one (Chaudhry et al., 2018)."
     R = _table(R)
     return float((R[:-1].max(0) - R[-1])[:-1].mean())
 
@@ -44,31 +50,35 @@ def forgetting(
 def forward_transfer(
     R, # [T, T] accuracies
     start, # [T] accuracies before any training
-): # -> float
+) -> float: # above 0: learned before it was taught
     "FWT: mean over the parts but the first of R[j-1, j] - b[j] (Lopez-Paz and Ranzato, 2017)."
     R, start = _table(R), np.asarray(start, dtype=float)
-    if start.shape != (len(R),): raise FinetuneError(f"{len(R)} parts need as many accuracies before training, got shape {list(start.shape)}")
+    if start.shape != (len(R),):
+        raise FinetuneError(f"{len(R)} parts need as many accuracies before training, got shape {list(start.shape)}")
     return float((R.diagonal(1) - start[1:]).mean())
 
 # %% ../../nbs/api/continual/01_forgetting.ipynb #32407e71
 def sequence_measures(
     R, # [T, T] accuracies; rows but the last may be None where all parts were learned at once
     start=None, # [T] accuracies before any training; None where transfer forwards is not defined
-): # -> dict of floats; None where a measure is not defined
+) -> dict: # of floats; None where a measure is not defined
     "Every measure of a sequence of parts."
     last = [float(a) for a in R[-1]]
     out = dict(accuracy=float(np.mean(last)), old_accuracy=float(np.mean(last[:-1])), new_accuracy=last[-1])
     whole = all(a is not None for row in R for a in row)
-    return out | dict(learning_accuracy=float(_table(R).diagonal().mean()) if whole else None, bwt=backward_transfer(R) if whole else None,
-                      forgetting=forgetting(R) if whole else None, fwt=forward_transfer(R, start) if whole and start is not None else None)
+    if not whole: return out | dict(learning_accuracy=None, bwt=None, forgetting=None, fwt=None)
+    fwt = None if start is None else forward_transfer(R, start)
+    return out | dict(learning_accuracy=float(_table(R).diagonal().mean()), bwt=backward_transfer(R),
+                      forgetting=forgetting(R), fwt=fwt)
 
 # %% ../../nbs/api/continual/01_forgetting.ipynb #d872b23a
 def plot_matrix(
     R, # [T, T] accuracies, or a list of such tables, whose mean is drawn
     names=None, # of the parts
+    *,
     ax=None,
     title=None,
-):
+) -> "Axes":
     "The accuracy on each part after each part."
     import matplotlib.pyplot as plt
     R = np.asarray(R, dtype=float); R = 100 * (R.mean(0) if R.ndim == 3 else R)
@@ -76,27 +86,35 @@ def plot_matrix(
     if ax is None: ax = plt.subplots(figsize=(.6*len(R) + 1.6, .5*len(R) + 1.3), layout="constrained")[1]
     ax.imshow(np.ma.masked_invalid(R), cmap="cividis", vmin=0, vmax=100, aspect="auto")
     for i, j in np.ndindex(R.shape):
-        if np.isfinite(R[i, j]): ax.text(j, i, f"{R[i, j]:.0f}", ha="center", va="center", fontsize=9, color="white" if R[i, j] < 55 else "black")
+        colour = "white" if R[i, j] < 55 else "black"
+        if np.isfinite(R[i, j]): ax.text(j, i, f"{R[i, j]:.0f}", ha="center", va="center", fontsize=9, color=colour)
     ax.set_xticks(range(len(R)), names); ax.set_yticks(range(len(R)), names)
     ax.set_xlabel("accuracy on part, %"); ax.set_ylabel("after learning part")
     if title: ax.set_title(title, fontsize=10)
     return ax
 
+# %% ../../nbs/api/continual/01_forgetting.ipynb #51e6f087
+def _curve(R, part):
+    "Accuracy in % on an old part (None: mean over all parts before) after each later one."
+    if part is None: return [100*R[i, :i].mean() for i in range(1, len(R))]
+    return [100*R[i, part] for i in range(part, len(R))]
+
 def plot_part(
-    tables, # dict: name of a method -> list of [T, T] tables, one a seed
+    tables, # dict: name of a method -> list of [T, T] tables, one for each seed
     part=0, # which part is followed; None for the mean of all parts learned before
+    *,
     ax=None,
-):
+) -> "Axes":
     "Accuracy on an old part while later parts are learned: mean as a line with markers, each seed as a thin line."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(6, 3.4), layout="constrained")[1]
     for k, (name, runs) in enumerate(tables.items()):
-        runs = [_table(R) for R in runs]
-        first = 1 if part is None else part
-        curves = 100 * np.array([[R[i, :i].mean() if part is None else R[i, part] for i in range(first, len(R))] for R in runs])
-        x, colour = np.arange(first, len(runs[0])) + 1, COLOURS[k % len(COLOURS)]
+        curves, colour = np.array([_curve(_table(R), part) for R in runs]), COLOURS[k % len(COLOURS)]
+        x = np.arange(curves.shape[1]) + (2 if part is None else part + 1)
         if len(curves) > 1: ax.plot(x, curves.T, color=colour, lw=.6, alpha=.4)
-        ax.plot(x, curves.mean(0), color=colour, marker="os^Dv*P"[k % 7], ls=("-", "--", "-.", ":")[k // 2 % 4], lw=1.8, label=name)
-    ax.set_xticks(x); ax.set_xlabel("parts learned"); ax.set_ylabel("accuracy on all parts before, %" if part is None else f"accuracy on part {part + 1}, %")
+        ax.plot(x, curves.mean(0), color=colour, marker="os^Dv*P"[k % 7], ls=("-", "--", "-.", ":")[k // 2 % 4],
+                lw=1.8, label=name)
+    ax.set_xticks(x); ax.set_xlabel("parts learned")
+    ax.set_ylabel("accuracy on all parts before, %" if part is None else f"accuracy on part {part + 1}, %")
     percent_limits(ax); ax.grid(alpha=.25); ax.legend(fontsize=8)
     return ax

@@ -11,23 +11,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core.errors import TaskError, unknown_name
 from ..core.files import content_hash
 from ..core.seeds import rng
 from ..data.corruptions import keep_classes
 from ..data.shifts import SHIFTS, shifted
-from ..data.task import SPLITS
+from ..data.task import Task
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #3087be60
 def only_classes(
     task, # a Task
     classes, # numbers of the classes that stay, in the order that their new labels have
-): # -> Task with labels 0 .. len(classes) - 1
+) -> Task: # with labels 0 .. len(classes) - 1
     "The part of `task` with these classes."
-    classes = [int(c) for c in classes]
-    if len(set(classes)) < len(classes) or not set(classes) <= set(range(len(task.target.vocab))) or not classes:
-        raise TaskError(f"task '{task.name}' has the classes 0 to {len(task.target.vocab) - 1}; give some of them, each once, not {classes}")
+    classes, known = [int(c) for c in classes], len(task.target.vocab)
+    if len(set(classes)) < len(classes) or not set(classes) <= set(range(known)) or not classes:
+        raise TaskError(
+            f"task '{task.name}' has the classes 0 to {known - 1}; give some of them, each once, not {classes}")
     names = [task.target.vocab[c] for c in classes]
     part = keep_classes(task, classes, f"only the classes {', '.join(names)}")
     return replace(part, name=f"{task.name} {names[0]}-{names[-1]}" if len(names) > 1 else f"{task.name} {names[0]}")
@@ -36,14 +38,18 @@ def only_classes(
 def split_classes(
     task, # a Task
     parts, # how many; they must divide the number of classes
+    *,
     order=None, # numbers of the classes in the order in which they come; None for 0, 1, 2 ...
-): # -> list of Task, list of the classes of each
+) -> tuple: # (list of Task, list of the classes of each)
     "Cut the classes of `task` into equal parts."
     n = len(task.target.vocab)
     order = list(range(n)) if order is None else [int(c) for c in order]
-    if sorted(order) != list(range(n)): raise TaskError(f"the order of the classes of task '{task.name}' must name each of 0 to {n - 1} once")
+    if sorted(order) != list(range(n)):
+        raise TaskError(f"the order of the classes of task '{task.name}' must name each of 0 to {n - 1} once")
     if not 2 <= parts <= n or n % parts:
-        raise TaskError(f"the {n} classes of task '{task.name}' do not divide into {parts} equal parts; give one of {', '.join(str(k) for k in range(2, n + 1) if n % k == 0)}")
+        fit = ", ".join(str(k) for k in range(2, n + 1) if n % k == 0)
+        raise TaskError(
+            f"the {n} classes of task '{task.name}' do not divide into {parts} equal parts; give one of {fit}")
     classes = np.reshape(order, (parts, -1)).tolist()
     return [only_classes(task, c) for c in classes], classes
 
@@ -52,10 +58,19 @@ DOMAINS = ("plain", "inverted", "rotated", "textured", "occluded", "blurred")
 
 class ShiftedImages:
     "Another holder's images, all or some of them after a named shift; made when a model asks."
-    def __init__(self, images, shift, which=None): self.images, self.shift, self.which, self._made = images, shift, which, {}
+    def __init__(
+        self,
+        images, # what a task holds its images in
+        shift, # a name of `SHIFTS`
+        *,
+        which=None, # positions of the images that change; None for all
+    ):
+        self.images, self.shift, self.which, self._made = images, shift, which, {}
+
     def __len__(self): return len(self.images)
     @property
     def native(self): return self.images.native
+
     def fit(self, input):
         key = input["channels"], input["size"]
         if key not in self._made:
@@ -65,22 +80,27 @@ class ShiftedImages:
             self._made[key] = x
         return self._made[key]
 
+# %% ../../nbs/api/continual/00_scenarios.ipynb #7895cd91
 def in_domain(
     task, # a Task
     domain, # "plain" or a name of `SHIFTS`
+    *,
     share=1., # of the items of each split that change
-): # -> Task
+) -> Task:
     "`task` with every split changed by the shift `domain`, or a share of its items, the same ones for a smaller share."
     if domain == "plain" or share == 0: return task
     if domain not in SHIFTS: raise TaskError(unknown_name("domain", domain, ["plain", *SHIFTS]))
     if not 0 < share <= 1: raise TaskError(f"the share of items that change lies between 0 and 1, not {share!r}")
-    parent, note = task.data_hash, f"every split {domain}" if share == 1 else f"{share:.1%} of every split {domain}"
+    parent, whole = task.data_hash, share == 1
     def changed(split, images):
-        which = None if share == 1 else torch.from_numpy(np.sort(rng("share", split).permutation(len(images))[:round(share * len(images))]))
-        return ShiftedImages(images, domain, which)
-    name = content_hash([parent, note])
-    return replace(task, name=f"{task.name} {domain}" if share == 1 else f"{task.name} {share:.0%} {domain}", items={s: changed(s, x) for s, x in task.items.items()}, shifts={},
-                   data_hash=name, history=[*task.history, dict(parent=parent, note=note, hash=name)])
+        if whole: return ShiftedImages(images, domain)
+        order = rng("share", split).permutation(len(images))
+        return ShiftedImages(images, domain, which=torch.from_numpy(np.sort(order[:round(share * len(images))])))
+    note = f"every split {domain}" if whole else f"{share:.1%} of every split {domain}"
+    hash_ = content_hash([parent, note])
+    return replace(task, name=f"{task.name} {domain}" if whole else f"{task.name} {share:.0%} {domain}",
+                   items={s: changed(s, x) for s, x in task.items.items()}, shifts={}, data_hash=hash_,
+                   history=[*task.history, dict(parent=parent, note=note, hash=hash_)])
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #8a325534
 SCENARIOS = {
@@ -99,41 +119,62 @@ class Scenario:
     def __len__(self): return len(self.parts)
     @property
     def n_outputs(self): return 1 + max(map(max, self.outputs))
+    @property
+    def names(self): # of the outputs, as the parts call them
+        named = {o: c for part, own in zip(self.parts, self.outputs) for o, c in zip(own, part.target.vocab)}
+        return [named[o] for o in range(self.n_outputs)]
 
-    def seen(
-        self,
-        i, # number of a part
-    ): # -> bool [outputs]
-        "Outputs that the parts up to and with `i` have used."
-        mask = torch.zeros(self.n_outputs, dtype=torch.bool)
-        for own in self.outputs[:i + 1]: mask[own] = True
-        return mask
+# %% ../../nbs/api/continual/00_scenarios.ipynb #d7bd7c4a
+@patch
+def seen(
+    self:Scenario,
+    i, # number of a part
+) -> torch.Tensor: # bool [outputs]
+    "Outputs that the parts up to and with `i` have used."
+    mask = torch.zeros(self.n_outputs, dtype=torch.bool)
+    for own in self.outputs[:i + 1]: mask[own] = True
+    return mask
 
-    def allowed(
-        self,
-        i, # number of the part that is learned now
-    ): # -> bool [parts, outputs]
-        "Row j: the outputs that may answer for an item of part j, during and after part i."
-        if self.kind != "task": return self.seen(i).expand(len(self), -1)
-        mask = torch.zeros(len(self), self.n_outputs, dtype=torch.bool)
-        for j, own in enumerate(self.outputs): mask[j, own] = True
-        return mask
+@patch
+def allowed(
+    self:Scenario,
+    i, # number of the part that is learned now
+) -> torch.Tensor: # bool [parts, outputs]
+    "Row j: the outputs that may answer for an item of part j, during and after part i."
+    if self.kind != "task": return self.seen(i).expand(len(self), -1)
+    mask = torch.zeros(len(self), self.n_outputs, dtype=torch.bool)
+    for j, own in enumerate(self.outputs): mask[j, own] = True
+    return mask
+
+# %% ../../nbs/api/continual/00_scenarios.ipynb #9fc50fab
+@patch
+def rivals(
+    self:Scenario,
+    i, # number of the part that is learned now
+) -> torch.Tensor: # bool [outputs, outputs]
+    "Row y: the outputs that compete for an item whose right output is y, during and after part i."
+    mask = torch.zeros(self.n_outputs, self.n_outputs, dtype=torch.bool)
+    for own, row in zip(self.outputs, self.allowed(i)): mask[own] = row
+    return mask
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #813b933c
 def make_scenario(
     kind, # one of `SCENARIOS`
     task, # a Task
+    *,
     parts=5, # how many
     order=None, # order of the classes (task, class); None for 0, 1, 2 ...
     domains=None, # "plain" and names of `SHIFTS` (domain); None for the first of `DOMAINS`
-): # -> Scenario
+) -> Scenario:
     "Cut `task` into a sequence of parts."
     if kind not in SCENARIOS: raise TaskError(unknown_name("scenario", kind, SCENARIOS))
     task.require("a sequence", modality="image", target="classes")
-    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 2: raise TaskError(f"a sequence has at least 2 parts, not {parts!r}")
-    if kind != "domain": return Scenario(kind, *split_classes(task, parts, order))
+    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 2:
+        raise TaskError(f"a sequence has at least 2 parts, not {parts!r}")
+    if kind != "domain": return Scenario(kind, *split_classes(task, parts, order=order))
     domains = list(domains or DOMAINS[:parts])
-    if len(domains) != parts: raise TaskError(f"{parts} parts need as many domains, {len(domains)} are named: {', '.join(domains)}")
+    if len(domains) != parts:
+        raise TaskError(f"{parts} parts need as many domains, {len(domains)} are named: {', '.join(domains)}")
     return Scenario(kind, [in_domain(task, d) for d in domains], [list(range(len(task.target.vocab)))] * parts)
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #ad3db234
@@ -143,6 +184,7 @@ class Items:
         self,
         scenario,
         split, # "train", "valid" or "test"
+        *,
         input, # dict: what the network wants, `net.kit_config["input"]`
         device="cpu",
         labels=None, # labelled items a class in each part; None for all
@@ -154,36 +196,41 @@ class Items:
             index = task.budget(labels, seed) if split == "train" else np.arange(len(task.targets[split]))
             if limit: index = np.sort(rng("limit").permutation(index)[:limit])
             x.append(task.items[split].fit(input)[torch.from_numpy(index)])
-            y.append(torch.tensor(outputs)[torch.from_numpy(task.targets[split][index])]); part.append(torch.full((len(index),), j))
+            y.append(torch.tensor(outputs)[torch.from_numpy(task.targets[split][index])])
+            part.append(torch.full((len(index),), j))
         self.x, self.y, self.part = (torch.cat(v).to(device) for v in (x, y, part))
-        self.mean, self.std = (255 * torch.tensor(input[k], dtype=torch.float32, device=device)[:, None, None] for k in ("mean", "std"))
+        stats = (255 * torch.tensor(input[k], dtype=torch.float32, device=device) for k in ("mean", "std"))
+        self.mean, self.std = (s[:, None, None] for s in stats)
 
     def __len__(self): return len(self.y)
     def of(self, part): return torch.nonzero(self.part == part).flatten()
 
-    def batch(
-        self,
-        index, # int64 [B]
-    ): # -> normalised pictures [B, C, H, W], right outputs [B], parts [B]
-        "The items at `index`."
-        x = (self.x[index].float() - self.mean) / self.std
-        return x.contiguous(memory_format=torch.channels_last), self.y[index], self.part[index]
+# %% ../../nbs/api/continual/00_scenarios.ipynb #a6884efe
+@patch
+def batch(
+    self:Items,
+    index, # int64 [B]
+) -> tuple: # normalised pictures [B, C, H, W], right outputs [B], parts [B]
+    "The items at `index`."
+    x = (self.x[index].float() - self.mean) / self.std
+    return x.contiguous(memory_format=torch.channels_last), self.y[index], self.part[index]
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #0e80bc90
 def closed(
     logits, # [B, outputs]
     open, # bool [B, outputs]: which may answer
-): # -> [B, outputs]
+) -> torch.Tensor: # [B, outputs]
     "Logits in which the other outputs cannot win and get no gradient."
     return logits.masked_fill(~open, -1e9)
 
 def part_accuracies(
     net, # returns logits [B, outputs]
     items, # `Items` of a split
+    *,
     allowed, # bool [parts, outputs] of `Scenario.allowed`
     only=None, # number of the one part to look at; None for all
     bs=256,
-): # -> list of accuracies (0..1), one a part, or one number
+) -> list: # of accuracies (0..1), one for each part; with `only` one number
     "Accuracy on each part; the mode of `net` must be set before."
     right = torch.zeros(len(allowed), device=items.y.device)
     # Where no right answer is open, none needs to be computed: classes that are still to come.

@@ -11,38 +11,48 @@ from dataclasses import replace
 
 import numpy as np
 
-from .methods import Course, Naive, Replay, learn_jointly, learn_part
-from .scenarios import Items, Scenario, in_domain, part_accuracies
-from .sequence import filled, fresh_net
+from .methods import learn_jointly, learn_part, make_method
+from .scenarios import Scenario, in_domain, part_accuracies
+from .sequence import filled, judged_by_accuracy, run_course
 from ..core.errors import FinetuneError, TaskError, unknown_name
-from ..experiments.run_store import Where
-from ..experiments.run_kinds import reported
-from ..core.metric import Metric
-from ..models.architecture import compute_threads
-from ..recipes.plan_callback import DivergedError
 from ..data.corruptions import change_task, derived
 from ..data.registry import load_task
+from ..data.targets.classes import ACCURACY
+from ..experiments.run_store import Where
+from ..models.architecture import compute_threads
+from ..recipes.plan_callback import DivergedError
 
 # %% ../../nbs/api/continual/04_stream.ipynb #c80f59ce
+def _cut(task, blocks, chosen):
+    "Positions of the items of each block: a share of every class."
+    y, own = task.targets["train"][chosen], [[] for _ in range(blocks)]
+    for c, name in enumerate(task.target.vocab):
+        mine = chosen[y == c]
+        if len(mine) < blocks:
+            raise TaskError(f"task '{task.name}' has {len(mine)} training items of class '{name}', too few for "
+                            f"{blocks} blocks; make fewer blocks or give more labels")
+        # Where a class does not divide, the larger pieces take turns.
+        for b, piece in enumerate(np.array_split(mine, blocks)): own[(b + c) % blocks].append(piece)
+    return [np.sort(np.concatenate(pieces)) for pieces in own]
+
+# %% ../../nbs/api/continual/04_stream.ipynb #e0c25c12
 def blocks_of(
     task, # a Task
     blocks, # how many
+    *,
     labels=None, # labelled items a class in all blocks together; None for all
     seed=0, # which items, and which of them come first
     drift=None, # name of a shift that grows; None for a world that stays as it is
     drift_share=1., # share of the items that are changed in the last block
-): # -> Scenario of the domain kind, a part a block
+) -> Scenario: # of the domain kind, a part for each block
     "Cut the training items into blocks, class by class."
     task.require("a stream", modality="image", target="classes")
-    chosen = task.budget(labels, seed)
-    y, own = task.targets["train"][chosen], [[] for _ in range(blocks)]
-    for c in range(len(task.target.vocab)):
-        mine = chosen[y == c]
-        if len(mine) < blocks: raise TaskError(f"task '{task.name}' has {len(mine)} training items of class '{task.target.vocab[c]}', too few for {blocks} blocks; make fewer blocks or give more labels")
-        for b, piece in enumerate(np.array_split(mine, blocks)): own[(b + c) % blocks].append(piece)  # where a class does not divide, the larger pieces take turns
-    parts = [replace(derived(task, f"block {b + 1} of {blocks}, seed {seed}", {"train": np.sort(np.concatenate(p))}), name=f"{task.name} block {b + 1}", shifts={}) for b, p in enumerate(own)]
-    if drift: parts = [in_domain(p, drift, drift_share * b / (blocks - 1)) for b, p in enumerate(parts)]
-    return Scenario("domain", parts, [list(range(len(task.target.vocab)))] * blocks)
+    def block(b, index):
+        part = derived(task, f"block {b + 1} of {blocks}, seed {seed}", {"train": index})
+        part = replace(part, name=f"{task.name} block {b + 1}", shifts={})
+        return in_domain(part, drift, share=drift_share * b / (blocks - 1)) if drift else part
+    parts = [block(b, index) for b, index in enumerate(_cut(task, blocks, task.budget(labels, seed)))]
+    return Scenario("domain", parts, [list(range(task.target.n_outputs))] * blocks)
 
 # %% ../../nbs/api/continual/04_stream.ipynb #fc383414
 WAYS = ("continue", "again", "scratch")
@@ -57,53 +67,72 @@ STREAM_FIELDS = dict(
     way="continue",  # one of `WAYS`
     strength=None,  # way "continue": items of each class kept from every earlier block; None for no memory
     budget="equal",  # updates of a way that starts over: "equal" to the others', or "by_data", times the blocks so far
+    recipe="full",  # that trains every block: a name, YAML file or dict of fields
+    weight_decay=0.,  # in the place of the recipe's; None for the recipe's own
     drift=None,  # name of a shift that grows; None for none
     drift_share=1.,  # share of the items changed in the last block
     labels=None,  # labelled training items a class in all blocks together; None for all
     steps=20,  # updates a block
     bs=32,
-    norm="train",  # norm layers: "frozen", "stats_only" or "train"
+    norm=None,  # norm layers of the whole network: "frozen", "stats_only" or "train"; None for the recipe's policy
     eval_limit=0,  # test items that are looked at; 0 for all
 )
 
 # %% ../../nbs/api/continual/04_stream.ipynb #d3970520
+def _learn_block(c, course, method, b, start, lr):
+    "Losses of one block, by the way of the run."
+    steps = c["steps"] * (b + 1 if c["way"] != "continue" and c["budget"] == "by_data" else 1)
+    if c["way"] == "continue": return learn_part(course, method, part=b, steps=steps, lr=lr)
+    course.net.load_state_dict(start); course.pretrained = True
+    return learn_jointly(course, range(b + 1), steps=steps, lr=lr)
+
+def _learn_blocks(c, course, test, lr):
+    "Learn block after block: a point of the curve after each, updates, seconds, status."
+    start = {k: v.clone() for k, v in course.net.state_dict().items()}
+    method = make_method("replay" if c["strength"] is not None else "naive", course, strength=c["strength"])
+    allowed, curve, updates, seconds, out = course.scenario.allowed(c["blocks"] - 1), [], 0, 0., dict(status="done")
+    for b in range(c["blocks"]):
+        now = time.perf_counter()
+        try:
+            if out["status"] == "done": updates += len(_learn_block(c, course, method, b, start, lr))
+        except DivergedError as e: out |= dict(status="diverged", why=f"block {b + 1}: {e}")
+        seconds += time.perf_counter() - now
+        on = {f"{split}_accuracy": part_accuracies(course.net, items, allowed=allowed, only=b)
+              for split, items in (("test", test), ("valid", course.valid))}
+        curve.append(dict(block=b + 1, updates=updates) | on)
+    return curve, updates, seconds, out
+
+# %% ../../nbs/api/continual/04_stream.ipynb #4e293c47
 def stream_run(
     config, # dict: `STREAM_FIELDS`, and seed, lr, device
-    where=None, # a Where, for offline and skip_bad
+    where=None, # a Where: offline, skip_bad
     folder=None, # of the run; nothing is written there
-): # -> dict of plain results
+) -> dict: # of plain results
     "Learn from blocks of labelled items as they arrive; accuracy after each, their mean, the last, and what it cost."
-    c, where = filled(config, STREAM_FIELDS, "stream"), where or Where("")
+    c, where, began = filled(config, STREAM_FIELDS, what="stream"), where or Where(""), time.perf_counter()
     for k, known in (("way", WAYS), ("budget", ("equal", "by_data"))):
         if c[k] not in known: raise FinetuneError(unknown_name(f"{k} of a stream run", c[k], known))
-    if c["strength"] is not None and c["way"] != "continue": raise FinetuneError(f"way '{c['way']}' starts over with all items and keeps none; leave strength out")
+    if c["strength"] is not None and c["way"] != "continue":
+        raise FinetuneError(f"way '{c['way']}' starts over with all items and keeps none; leave strength out")
     task = change_task(load_task(c["task"], c["size"], where.skip_bad, quiet=True), c["change"])
-    scenario, lr = blocks_of(task, c["blocks"], c["labels"], c["seed"], c["drift"], c["drift_share"]), c["lr"] or 1e-3
-    last, began, training, out, curve, updates = c["blocks"] - 1, time.perf_counter(), 0., dict(status="done"), [], 0
+    scenario = blocks_of(task, c["blocks"], **{k: c[k] for k in ("labels", "seed", "drift", "drift_share")})
+    lr = c["lr"] or c["recipe"].lr or 1e-3
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
-        net = fresh_net(c, scenario.n_outputs, c["way"] != "scratch", where.offline)
-        start, device, input = {k: v.clone() for k, v in net.state_dict().items()}, next(net.parameters()).device, net.kit_config["input"]
-        course = Course(net, scenario, Items(scenario, "train", input, device), c["seed"], c["bs"], c["norm"])
-        test, valid = Items(scenario, "test", input, device, limit=c["eval_limit"]), Items(scenario, "valid", input, device)
-        method, allowed = Naive(course) if c["strength"] is None else Replay(course, c["strength"]), scenario.allowed(last)
-        for b in range(c["blocks"]):
-            now, n = time.perf_counter(), c["steps"] * (b + 1 if c["way"] != "continue" and c["budget"] == "by_data" else 1)
-            try:
-                if out["status"] == "diverged": pass
-                elif c["way"] == "continue": updates += len(learn_part(course, method, b, n, lr))
-                else: net.load_state_dict(start); updates += len(learn_jointly(course, n, lr, range(b + 1)))
-            except DivergedError as e: out |= dict(status="diverged", why=f"block {b + 1}: {e}"); net.eval()
-            training += time.perf_counter() - now
-            curve.append(dict(block=b + 1, updates=updates, test_accuracy=part_accuracies(net, test, allowed, b), valid_accuracy=part_accuracies(net, valid, allowed, b)))
-        first = part_accuracies(net, test, allowed, 0)
-    return out | dict(test_accuracy=float(np.mean([p["test_accuracy"] for p in curve])), valid_accuracy=float(np.mean([p["valid_accuracy"] for p in curve])), final_accuracy=curve[-1]["test_accuracy"],
-                      first_accuracy=first, curve=curve, updates=updates, lr=lr, items_kept=_kept(c, course), train_seconds=training, seconds=time.perf_counter() - began) | _REPORTED
+        course, test = run_course(c, scenario, pretrained=c["way"] != "scratch", offline=where.offline)
+        curve, updates, training, out = _learn_blocks(c, course, test, lr)
+        first = part_accuracies(course.net, test, allowed=scenario.allowed(c["blocks"] - 1), only=0)
+    means = {k: float(np.mean([p[k] for p in curve])) for k in ("test_accuracy", "valid_accuracy")}
+    found = means | dict(final_accuracy=curve[-1]["test_accuracy"], first_accuracy=first, curve=curve, updates=updates)
+    return out | found | dict(lr=lr, items_kept=_kept(c, course), train_seconds=training,
+                              seconds=time.perf_counter() - began) | judged_by_accuracy(**_MEASURES)
 
-_REPORTED = reported({k: Metric(k.replace("_", " ")) for k in ("test_accuracy", "valid_accuracy", "final_accuracy", "first_accuracy")}, "test_accuracy", "valid_accuracy")
+_MEASURES = dict(final_accuracy=replace(ACCURACY, name="accuracy after the last block"),
+                 first_accuracy=replace(ACCURACY, name="accuracy in the first block's world"))
 
 def _kept(c, course):
     "Old items that had to be kept until the last block."
     old = (course.train.part < c["blocks"] - 1).nonzero().flatten()
     if c["way"] != "continue": return len(old)
     if c["strength"] is None: return 0
-    return int(sum(min(int(c["strength"]), n) for b in range(c["blocks"] - 1) for n in course.train.y[course.train.of(b)].bincount().tolist()))
+    found = [course.train.y[course.train.of(b)].bincount().tolist() for b in range(c["blocks"] - 1)]
+    return int(sum(min(int(c["strength"]), n) for counts in found for n in counts))

@@ -44,8 +44,9 @@ def _kill_busy():
 # %% ../../nbs/api/core/08_pool.ipynb #997c0592
 def run_all(
     function, # called with the elements of each job; importable by name, since other processes look it up
-    jobs, # list of tuples
-    workers=None, # processes; None for one a core
+    jobs:list, # of tuples
+    *,
+    workers=None, # processes; None for one per core
     backend="processes", # "processes" here, "dask", or another engine known to joblib
     address=None, # of the cluster's scheduler, such as tcp://host:8786
     on_start=lambda i: None, # called with a job's number when its process gets it (local processes only)

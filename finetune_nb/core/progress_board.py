@@ -17,6 +17,7 @@ class Board:
         self,
         total, # runs to do now
         kept=0, # runs that were done before
+        *,
         workers=1, # at once
         what="runs", # name of the work
         quiet=False, # draw nothing?

@@ -22,7 +22,7 @@ class Profile:
     max_steps:int  # optimiser steps at most
     rates:int  # how many learning rates every recipe may try on the validation split
     curve_points:int  # times that the validation accuracy is measured on the way
-    eval_limit:int  # images of each test set that are looked at; 0 for all
+    eval_limit:int  # items of the validation split and of each test set that are looked at; 0 for all
 
 PROFILES = {
     "smoke": Profile(seeds=2, epochs=1, min_steps=6, max_steps=8, rates=2, curve_points=2, eval_limit=40),

@@ -106,7 +106,7 @@ def measure_device(
 # %% ../../nbs/api/experiments/08_cost.ipynb #3294cd42
 @dataclass
 class Extrapolation:
-    "seconds a step = per_operator * operators + per_flop * flops, fitted to measured points."
+    "seconds per step = per_operator * operators + per_flop * flops, fitted to measured points."
     per_operator:float  # s
     per_flop:float  # s
     factor:float  # largest ratio, either way, between forecast and truth when a point is left out
@@ -178,7 +178,7 @@ def rented(
     devices=DEVICES, # list of Device
     numbers="fp32", # or "fp16"
     pue=1.2, # power usage effectiveness of the data centre: an assumption too
-    idle=0., # s a run that are paid and not computed: starting the machine, loading data
+    idle=0., # s per run that are paid and not computed: starting the machine, loading data
     s=None, # Settings for the price of energy and its CO2; None for those in force
 ): # -> pandas DataFrame: seconds, price, kWh and kg CO2 from low to high, and what limits the time
     "What `runs` fits would take and cost on rented devices, as ranges that follow from the assumptions in `devices`."

@@ -234,13 +234,14 @@ def _finish(unique, todo, got, work, measure, workers, what, quiet, keep_going, 
     "Yield the records of `todo` as they finish, and put them into `got`."
     # A graphics card is one: runs take turns on it.
     n_workers = 1 if backend == "processes" and any(unique[n].config["device"] != "cpu" for n in todo) else workers
-    board, deaths = Board(len(todo), len(got), n_workers or os.cpu_count(), what, quiet), dict.fromkeys(todo, 0)
+    board, deaths = (Board(len(todo), len(got), workers=n_workers or os.cpu_count(), what=what, quiet=quiet),
+                     dict.fromkeys(todo, 0))
     def finished():
         wait = False
         while left := [n for n in todo if n not in got]:
             tell = lambda i: board.start(left[i])
             calls = [(unique[n], work, measure, wait, keep_going) for n in left]
-            for i, record in run_all(_do, calls, n_workers, backend, address, tell):
+            for i, record in run_all(_do, calls, workers=n_workers, backend=backend, address=address, on_start=tell):
                 name = left[i]
                 if isinstance(record, Lost): deaths[name] += 1
                 if isinstance(record, Lost) and deaths[name] > 1: record = _killed(unique[name], keep_going)

@@ -8,6 +8,7 @@ __all__ = ['Arm', 'Study']
 # %% ../../nbs/api/experiments/04_study.ipynb #a1efcd87
 import itertools
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 
 from fastcore.basics import patch
 
@@ -50,7 +51,9 @@ class Study:
     same_steps:bool = True
     profiles:dict = field(default_factory=dict)  # profile -> what it changes: shared fields, seeds, trials, grid, arms
 
-    def __post_init__(self): _check(self)
+    def __post_init__(self):
+        _check(self)
+        _name_tasks(self)
 
 # %% ../../nbs/api/experiments/04_study.ipynb #fd1a0806
 @patch(cls_method=True)
@@ -143,6 +146,17 @@ def _check(study):
     names = list(study.points())
     if study.reference is not None and study.reference not in names:
         bad(unknown_name("reference", study.reference, names))
+
+# %% ../../nbs/api/experiments/04_study.ipynb #f762424d
+def _name_tasks(study):
+    "A task without a name (a data frame, a data set, loaders) is stored, and its name put in its place."
+    def named(v):
+        if v is None or isinstance(v, (str, Path)): return v
+        from finetune_nb.data.registry import task_name
+        return task_name(v)
+    for fields in (study.shared, *study.arms.values()):
+        if "task" in fields: fields["task"] = named(fields["task"])
+    if "task" in study.grid: study.grid["task"] = [named(v) for v in study.grid["task"]]
 
 # %% ../../nbs/api/experiments/04_study.ipynb #4689bd4f
 def _check_fields(study, known, bad):

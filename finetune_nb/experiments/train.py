@@ -7,7 +7,7 @@ __all__ = ['FIELDS', 'MEASURES', 'run_config', 'Measure', 'measures_of', 'score_
            'trained_learner', 'measure_run', 'prepare_train', 'can_be_told_apart', 'budget_steps', 'least_steps']
 
 # %% ../../nbs/api/experiments/02_train.ipynb #9d0ebb57
-import math, os, time
+import math, os, shutil, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -57,12 +57,14 @@ def run_config(
     bs=32, # batch size
     size=None, # side of the pictures
     device="cpu", # where it runs
+    valid_limit=0, # validation items that are looked at; 0 for all
     **extras, # change, loss, sampling, after, dropout, l1: see `FIELDS`
 ) -> dict: # of plain types
     "Everything that decides a training, and nothing that does not (no paths, no time, no measurements)."
     for k in extras:
         if k not in _EXTRAS: raise FinetuneError(unknown_name("field", k, _EXTRAS))
-    more = {k: plain(v) for k, v in extras.items() if plain(v) != plain(_EXTRAS[k])}
+    more = dict(valid_limit=valid_limit) if valid_limit else {}  # it may decide what is trained: early stopping
+    more |= {k: plain(v) for k, v in extras.items() if plain(v) != plain(_EXTRAS[k])}
     code = code_hash(("core", "data", "worlds", "models", "layers", "training", "recipes", "experiments/train.py"))
     return dict(task=task.name, data=task.data_hash, recipe=recipe.to_dict(), labels=labels, seed=seed,
                 steps=steps, model=model_id(model), bs=bs, size=size, weights=sha256(weights) if weights else None,
@@ -223,7 +225,16 @@ def _task(config, where):
         import finetune_nb.data.audit  # adds the change "cleaned"
         from finetune_nb.data.corruptions import change_task
         task = change_task(task, config["change"], config["seed"])
-    return task
+    return _fewer_valid(task, config["valid_limit"]) if config.get("valid_limit") else task
+
+def _fewer_valid(task, n):
+    "The task with `n` validation items at most, drawn once and for all."
+    from finetune_nb.core.seeds import rng
+    from finetune_nb.data.modalities.modality import pick
+    y = task.targets["valid"]
+    keep = np.sort(rng("limit").permutation(len(y))[:n])
+    return replace(task, items=task.items | dict(valid=pick(task.items["valid"], keep)),
+                   targets=task.targets | dict(valid=y[keep]))
 
 # %% ../../nbs/api/experiments/02_train.ipynb #69a6cf4e
 def _prepare(learn, given):
@@ -254,7 +265,7 @@ def _fit(learn, config, folder, points):
         if config.get("after"): out["after"] = _after(learn, config["after"])
     # a finding: the run counts, with whatever the ruined network answers
     except DivergedError as e: out |= dict(status="diverged", why=str(e), losses=[])
-    if checkpoint and checkpoint.is_dir() and not any(checkpoint.iterdir()): checkpoint.rmdir()
+    for old in Path(folder).glob("curve_*") if folder is not None else (): shutil.rmtree(old, ignore_errors=True)
     return out | dict(train_seconds=time.perf_counter() - began), curve
 
 def _after(learn, after):
@@ -338,9 +349,9 @@ def prepare_train(
     model = spec["model"] or loaded.modality.default_models[0]
     own, bs, least, items = _checked(spec, s, loaded, model, r)
     where = Where(store, s.offline, str(spec["task"]), model, spec["weights"] and str(spec["weights"]),
-                  spec["skip_bad"], s.get("keep_gb", 5.))
+                  spec["skip_bad"], s.keep_gb)
     fixed = dict(labels=spec["labels"], model=model, weights=spec["weights"], bs=bs, size=spec["size"],
-                 device=str(pick_device(s.device)))
+                 device=str(pick_device(s.device)), valid_limit=s.budget.eval_limit)
     points = s.budget.curve_points if spec["curve_points"] is None else spec["curve_points"]
     def make(seed, lr=None, search=False, steps=None, weight_decay=None, **given):
         extras = {k: given.pop(k, spec[k]) for k in _EXTRAS}

@@ -39,7 +39,7 @@ class FoundFile:
 def find_files(
     place, # folder or zip archive
     refuse, # called with (name, why) for what is left out
-): # -> iterator over FoundFile
+) -> "Iterator": # over FoundFile
     "All files, those inside archives too. Links, odd paths and oversized members are refused."
     place = Path(place).expanduser()
     if not place.exists(): raise FileError(f"no such folder or zip archive: {place}")

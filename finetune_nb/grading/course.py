@@ -157,7 +157,7 @@ def make_converter(
     lab_id:str, # such as lab1_layer_groups
     student="*", # one student's id
     **more, # attributes
-): # -> the converter; `.messages` is what it has said
+) -> "BaseConverter": # `.messages` is what it has said
     "One of nbgrader's converters, set up for a class."
     from nbgrader.coursedir import CourseDirectory
     from traitlets.config import PyFileConfigLoader

@@ -22,8 +22,9 @@ MOST_TEXT, MOST_SHOWN, MOST_OUTPUTS = 20_000, 3_000_000, 200
 def error_output(
     name:str, # such as "AssertionError"
     value:str, # what it says
+    *,
     trace=(), # lines
-): # -> nbformat output
+) -> "NotebookNode": # an output of nbformat
     "The output of a cell that ended with an error."
     from nbformat.v4 import new_output
     return new_output("error", ename=name, evalue=value, traceback=list(trace) or [f"{name}: {value}"])
@@ -62,7 +63,7 @@ def plain_outputs(
             out.append(new_output("stream", name=name, text=left.text(o.get("text", ""))))
         elif what == "error":
             name, value = left.text(o.get("ename", ""))[:200], left.text(o.get("evalue", ""))[:5000]
-            out.append(error_output(name, value, [left.text(t) for t in list(o.get("traceback") or [])[:60]]))
+            out.append(error_output(name, value, trace=[left.text(t) for t in list(o.get("traceback") or [])[:60]]))
         elif what in ("display_data", "execute_result") and isinstance(o.get("data"), dict):
             if data := left.data(o["data"]): out.append(new_output(what, data=data))
     return out

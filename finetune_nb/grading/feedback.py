@@ -64,7 +64,7 @@ def feedback_body(
     *,
     comments:dict, # id -> teacher's comment
     graded, # notebook of autograded/
-): # -> Markup
+) -> "Markup":
     "The inside of a feedback page."
     rows = []
     for q in asked:

@@ -22,7 +22,7 @@ from .pipeline import released_versions
 def question_scores(
     class_dir, # folder of the class
     lab=None, # number or id; None for all that were released
-): # -> DataFrame: one row per student, lab and question
+) -> "DataFrame": # one row per student, lab and question
     "All scores: points, whether they wait for a teacher, whether the question was attempted."
     import pandas as pd
     class_dir, rows = open_class(class_dir), []
@@ -52,7 +52,7 @@ def lab_scores(
     lab=None, # number or id; None for all that were released
     *,
     scores=None, # of `question_scores`, if they are there already
-): # -> DataFrame: one row per student and lab
+) -> "DataFrame": # one row per student and lab
     "Scores of whole labs; a lab that a student did not submit has none."
     import pandas as pd
     class_dir = open_class(class_dir)
@@ -105,7 +105,7 @@ def _no_formula(x):
 # %% ../../nbs/api/grading/10_gradebook.ipynb #a115ec7d
 def question_statistics(
     scores, # of `question_scores`
-): # -> DataFrame: one row per question
+) -> "DataFrame": # one row per question
     "n, mean, full, not_attempted and discrimination of each question."
     import pandas as pd
     rows = []
@@ -139,7 +139,7 @@ _SHARES = (  # column, label, marker, colour, shift
 def plot_questions(
     stats, # of `question_statistics`, one lab
     title="", # of the figure
-): # -> matplotlib figure
+) -> "Figure": # of matplotlib
     "Three shares and the discrimination of each question."
     import matplotlib.pyplot as plt
     import numpy as np

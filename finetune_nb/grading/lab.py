@@ -25,7 +25,7 @@ def need_nbgrader():
 
 def read_notebook(
     path, # a notebook file
-): # -> nbformat NotebookNode, version 4
+) -> "NotebookNode": # of nbformat, version 4
     "Read a notebook of our own."
     import nbformat
     try:
@@ -51,7 +51,7 @@ def grade_id(cell) -> str:
     "The name under which the gradebook knows a cell."
     return cell.metadata["nbgrader"]["grade_id"]
 
-def points(cell):
+def points(cell) -> int:
     "What a test or an answer gives at most."
     return cell.metadata["nbgrader"]["points"]
 
@@ -62,7 +62,7 @@ def mark_cell(
     *,
     grade_id:str, # unique in the notebook
     points=None, # of a test or an answer
-): # -> the cell
+) -> "NotebookNode": # the cell
     "Put nbgrader's metadata on a cell."
     graded, sol = kind in ("test", "answer"), kind in ("solution", "answer")
     meta = dict(schema_version=3, cell_type=cell.cell_type, task=False, grade=graded, solution=sol, locked=not sol,
@@ -137,7 +137,7 @@ def pick_labs(
 def labs_table(
     which="all", # of `pick_labs`
     folder=None, # of `labs`
-): # -> DataFrame: one row per lab
+) -> "DataFrame": # one row per lab
     "Title, minutes, questions and points of labs, and how many of these are given by hand."
     import pandas as pd
     rows = [dict(lab=l.number, title=l.title, minutes=l.minutes, questions=len(l.questions), points=l.points,

@@ -19,15 +19,17 @@ def _environment(escaped):
                        undefined=StrictUndefined, keep_trailing_newline=True)
 
 def page_part(
-    name:str, # of a template
+    template:str, # name without .jinja
+    /,
     **values, # that it shows; what is not Markup is escaped
 ) -> Markup: # for `core.html.write_page`
     "The inside of a page."
-    return Markup(_environment(True).get_template(f"{name}.jinja").render(**values))
+    return Markup(_environment(True).get_template(f"{template}.jinja").render(**values))
 
 def plain_text(
-    name:str, # of a template
+    template:str, # name without .jinja
+    /,
     **values, # that it shows
 ) -> str:
     "A text file."
-    return _environment(False).get_template(f"{name}.jinja").render(**values)
+    return _environment(False).get_template(f"{template}.jinja").render(**values)

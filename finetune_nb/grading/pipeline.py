@@ -25,7 +25,7 @@ from .versions import REFERENCE, RELEASE, STUDENT, run_steps
 def with_results(
     nb, # the sanitized notebook
     result:dict, # of `execute`: cells, notes and seconds, or failed
-): # -> a new notebook, ready for the points to be taken
+) -> "NotebookNode": # ready for the points to be taken
     "The notebook with the outputs that the run gave, made plain."
     nb = copy.deepcopy(nb)
     about = nb.metadata.setdefault("finetune_nb", dict(notes=[]))
@@ -102,7 +102,7 @@ class Grader(Autograde):
         self.write_single_notebook(*self._walk(self.ready[student], self._resources(student), False))
 
 @patch
-def sanitized(self:Grader, nb, student:str): # -> a new notebook
+def sanitized(self:Grader, nb, student:str) -> "NotebookNode": # a new notebook
     "The first list of preprocessors, for a submission."
     import nbformat
     return nbformat.reads(self._walk(nb, self._resources(student), True)[0], as_version=4)

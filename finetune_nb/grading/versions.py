@@ -49,7 +49,7 @@ RELEASE = [*REFERENCE, SaveCells, *STUDENT[len(REFERENCE):]]
 def run_steps(
     nb, # a notebook
     steps:list, # preprocessors of nbgrader that need no gradebook
-): # -> a new notebook
+) -> "NotebookNode": # a new notebook
     "What a list of preprocessors makes of a notebook."
     nb, resources = copy.deepcopy(nb), {}
     for step in steps: nb, resources = step()(nb, resources)
@@ -58,14 +58,14 @@ def run_steps(
 # %% ../../nbs/api/grading/02_versions.ipynb #f208b473
 def student_version(
     nb, # a lab's source, of `read_notebook`
-): # -> a new notebook
+) -> "NotebookNode": # a new notebook
     "The lab as students get it."
     return run_steps(nb, STUDENT)
 
 def solution_version(
     nb, # a lab's source, of `read_notebook`
     hidden=True, # with the hidden tests?
-): # -> a new notebook
+) -> "NotebookNode": # a new notebook
     "The lab as it is shown once everybody has submitted: solutions in, the markers gone."
     nb = run_steps(nb, [LockCells] + ([] if hidden else [ClearHiddenTests]) + [ClearMarkScheme])
     for c in nb.cells: c.source = "\n".join(l for l in c.source.split("\n") if not any(m in l for m in _MARKERS))

@@ -8,10 +8,10 @@ __all__ = ['Checkpoint']
 # %% ../../nbs/api/recipes/05_checkpoint.ipynb #9d00190c
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core.errors import FileError
 from ..core.files import content_hash, load_tensors, save_tensors, writable_folder
@@ -23,78 +23,28 @@ class Checkpoint:
         self,
         folder, # where to; made if need be
         model, # the whole network
+        *,
         parts=None, # name -> object with state() and load(state) of tensors
         every=50, # steps between two saves
         about=None, # what else decides the course of the fit, as JSON; another value is another fit
     ):
-        self.file, self.model, self.parts, self.every, self.about = writable_folder(folder)/"fit.safetensors", model, parts or {}, every, about
+        self.file, self.model, self.parts = writable_folder(folder)/"fit.safetensors", model, parts or {}
+        self.every, self.about, self._resumed = every, about, False
 
-    def epochs_done(self, each):
-        "Whole epochs of `each` steps that the saved state has behind it; 0 if there is none."
-        return json.loads(load_tensors(self.file)[1].get("state", "{}")).get("step", 0) // each if self.file.is_file() else 0
+    def epochs_done(self, each) -> int: # 0 if nothing was saved
+        "Whole epochs of `each` steps that the saved state has behind it."
+        return json.loads(load_tensors(self.file)[1].get("state",
+                                                         "{}")).get("step", 0) // each if self.file.is_file() else 0
 
-    def name(self, follow):
+    def name(self, follow) -> str: # a hash
         "A fit is named by its plan, its network and `about`."
-        shapes = {k: list(v.shape) for k, v in self.model.state_dict().items()}
-        return content_hash([follow.plan.recipe.to_dict(), follow.plan.steps, list(follow.plan.names), len(follow.dls.train), shapes, self.about])
-
-    def begin_epoch(self, follow):
-        dl = follow.dls.train
-        if follow.skip or follow.step and follow.step % len(dl) == 0 and self._resumed:
-            _set_python_state(dl.rng, self._order)
-            if not follow.skip: self.skipped(follow)
-        self._resumed, self._order = False, _python_state(dl.rng)
-    _resumed = False
-
-    def skipped(self, follow):
-        "The batches before the interruption have been passed over: random numbers go on from there."
-        _set_random(self._random, self._torch_random)
-
-    def save(self, follow):
-        if follow.step % self.every: return
-        boundary = follow.step % len(follow.dls.train) == 0
-        tensors = {f"model.{k}": v.detach().clone() for k, v in self.model.state_dict().items()} | {"random": torch.get_rng_state()}
-        plain = dict(name=self.name(follow), step=follow.step, curve=follow.curve, random=_random_state(), boundary=boundary, numbers={},
-                     order=_python_state(follow.dls.train.rng) if boundary else self._order)
-        for i, (p, state) in enumerate(_optimiser_states(follow.opt, self.model)):
-            for k, v in state.items():
-                if isinstance(v, torch.Tensor): tensors[f"optimiser.{i}.{k}"] = v.detach().clone()
-                else: plain["numbers"][f"{i}.{k}"] = v
-        for part, o in self.parts.items(): tensors |= {f"part.{part}.{k}": v.clone() for k, v in o.state().items()}
-        for k in ("rates", "losses", "watched"): tensors[f"record.{k}"] = torch.tensor(getattr(follow, k), dtype=torch.float64)
-        save_tensors(self.file, tensors, meta={"state": json.dumps(plain)})
-
-    def load(self, follow):
-        if not self.file.is_file(): return
-        tensors, meta = load_tensors(self.file)
-        try: plain = json.loads(meta["state"])
-        except (KeyError, ValueError): raise FileError(f"{self.file} is not the state of a fit. Remove it") from None
-        if plain["name"] != self.name(follow):
-            raise FileError(f"{self.file} is the state of another fit (another recipe, network, number of steps or seed). Remove it, or give another checkpoint folder")
-        part = lambda begin: {k[len(begin):]: v for k, v in tensors.items() if k.startswith(begin)}
-        self.model.load_state_dict(part("model."))
-        states = [(p, s) for p, s in _optimiser_states(follow.opt, self.model, make=True)]
-        for k, v in part("optimiser.").items():
-            i, _, key = k.partition("."); p, s = states[int(i)]
-            # In the memory layout of its weight: a fused optimiser walks through both side by side.
-            s[key] = torch.empty_like(p, dtype=v.dtype).copy_(v) if v.shape == p.shape else v
-        for k, v in plain["numbers"].items(): i, _, key = k.partition("."); states[int(i)][1][key] = v
-        for p, s in states:
-            if not s: _state_of(follow.opt).pop(p, None)
-        for name, o in self.parts.items(): o.load(part(f"part.{name}."))
-        follow.step, follow.curve = plain["step"], plain["curve"]
-        for k in ("rates", "losses", "watched"): setattr(follow, k, tensors[f"record.{k}"].tolist())
-        self._resumed, self._order, self._random, self._torch_random = True, plain["order"], plain["random"], tensors["random"]
+        plan, shapes = follow.plan, {k: list(v.shape) for k, v in self.model.state_dict().items()}
+        return content_hash([plan.recipe.to_dict(), plan.steps, list(plan.names), len(follow.dls.train), shapes,
+                             self.about])
 
     def remove(self): self.file.unlink(missing_ok=True)
 
-def _state_of(opt): return getattr(opt, "opt", opt).state
-
-def _optimiser_states(opt, model, make=False):
-    "(parameter, its state) in the model's order; with `make` an empty one where there is none."
-    state = _state_of(opt)
-    return [(p, state.setdefault(p, {}) if make else state.get(p, {})) for p in model.parameters()]
-
+# %% ../../nbs/api/recipes/05_checkpoint.ipynb #b146b23b
 def _python_state(rng):
     version, numbers, gauss = rng.getstate()
     return [version, list(numbers), gauss]
@@ -110,3 +60,82 @@ def _set_random(state, torch_state):
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(torch_state)
+
+def _state_of(opt): return getattr(opt, "opt", opt).state
+
+def _optimiser_states(opt, model, make=False):
+    "(parameter, its state) in the model's order; with `make` an empty one where there is none."
+    state = _state_of(opt)
+    return [(p, state.setdefault(p, {}) if make else state.get(p, {})) for p in model.parameters()]
+
+# %% ../../nbs/api/recipes/05_checkpoint.ipynb #bb2bfe37
+@patch
+def begin_epoch(self:Checkpoint, follow):
+    "Called before each epoch: the order of its batches is the saved one where a fit goes on in the middle."
+    dl = follow.dls.train
+    if follow.skip or follow.step and follow.step % len(dl) == 0 and self._resumed:
+        _set_python_state(dl.rng, self._order)
+        if not follow.skip: self.skipped(follow)
+    self._resumed, self._order = False, _python_state(dl.rng)
+
+@patch
+def skipped(self:Checkpoint, follow):
+    "The batches before the interruption have been passed over: random numbers go on from there."
+    _set_random(self._random, self._torch_random)
+
+# %% ../../nbs/api/recipes/05_checkpoint.ipynb #072683ac
+@patch
+def save(
+    self:Checkpoint,
+    follow, # the fit's FollowPlan
+):
+    "Write the state, at every step that is due."
+    if follow.step % self.every: return
+    boundary = follow.step % len(follow.dls.train) == 0
+    tensors = ({f"model.{k}": v.detach().clone() for k, v in self.model.state_dict().items()}
+               | {"random": torch.get_rng_state()})
+    plain = dict(name=self.name(follow), step=follow.step, curve=follow.curve, random=_random_state(),
+                 boundary=boundary, numbers={}, order=_python_state(follow.dls.train.rng) if boundary else self._order)
+    for i, (p, state) in enumerate(_optimiser_states(follow.opt, self.model)):
+        for k, v in state.items():
+            if isinstance(v, torch.Tensor): tensors[f"optimiser.{i}.{k}"] = v.detach().clone()
+            else: plain["numbers"][f"{i}.{k}"] = v
+    for part, o in self.parts.items(): tensors |= {f"part.{part}.{k}": v.clone() for k, v in o.state().items()}
+    for k in _RECORDS: tensors[f"record.{k}"] = torch.tensor(getattr(follow, k), dtype=torch.float64)
+    save_tensors(self.file, tensors, meta={"state": json.dumps(plain)})
+
+_RECORDS = ("rates", "losses", "watched")
+
+# %% ../../nbs/api/recipes/05_checkpoint.ipynb #ea1d940d
+@patch
+def load(
+    self:Checkpoint,
+    follow, # the fit's FollowPlan
+):
+    "Put the saved state back, if there is one; the state of another fit is an error."
+    if not self.file.is_file(): return
+    tensors, meta = load_tensors(self.file)
+    try: plain = json.loads(meta["state"])
+    except (KeyError, ValueError): raise FileError(f"{self.file} is not the state of a fit. Remove it") from None
+    if plain["name"] != self.name(follow):
+        raise FileError(f"{self.file} is the state of another fit (another recipe, network, number of steps or seed). "
+                        "Remove it, or give another checkpoint folder")
+    def part(begin): return {k[len(begin):]: v for k, v in tensors.items() if k.startswith(begin)}
+    self.model.load_state_dict(part("model."))
+    _load_optimiser(follow.opt, self.model, part("optimiser."), plain["numbers"])
+    for name, o in self.parts.items(): o.load(part(f"part.{name}."))
+    follow.step, follow.curve = plain["step"], plain["curve"]
+    for k in _RECORDS: setattr(follow, k, tensors[f"record.{k}"].tolist())
+    self._resumed, self._order, self._random, self._torch_random = (True, plain["order"], plain["random"],
+                                                                    tensors["random"])
+
+# %% ../../nbs/api/recipes/05_checkpoint.ipynb #030b4bbd
+def _load_optimiser(opt, model, tensors, numbers):
+    states = _optimiser_states(opt, model, make=True)
+    for k, v in tensors.items():
+        i, _, key = k.partition("."); p, s = states[int(i)]
+        # In the memory layout of its weight: a fused optimiser walks through both side by side.
+        s[key] = torch.empty_like(p, dtype=v.dtype).copy_(v) if v.shape == p.shape else v
+    for k, v in numbers.items(): i, _, key = k.partition("."); states[int(i)][1][key] = v
+    for p, s in states:
+        if not s: _state_of(opt).pop(p, None)

@@ -76,7 +76,7 @@ def _prepare(learn, recipe, steps):
     if r.lora:
         add_lora(learn.model, groups, **{k: v for k, v in r.lora.items() if k != "merge"})
         groups = layer_groups(learn.model, r.granularity or getattr(learn, "granularity", "stage"))
-    return r, groups, make_plan(r, groups, steps)
+    return r, groups, make_plan(r, groups, steps=steps)
 
 def _enter(learn, recipe, groups, names):
     "The network as it is in a phase that trains these groups."

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import RecipeError, unknown_name
-from .plan import make_plan
 from .recipe import Phase, Recipe
 
 # %% ../../nbs/api/recipes/02_library.ipynb #05143b2b
@@ -24,7 +23,8 @@ MODIFIERS = {r.name: r for r in (
     Recipe("mixup", "pairs of images and their labels mixed (Zhang et al., 2018)", mixup=.4),
     Recipe("early_stop", "stops when the validation loss no longer falls, and keeps the best weights", early_stop={}),
     Recipe("bitfit", "below the head only biases train (Ben Zaken et al., 2022)", part="bias", search=_PROBE),
-    Recipe("lora", "below the head only low-rank additions train (Hu et al., 2022)", part="adapter", lora={}, search=_PROBE),
+    Recipe("lora", "below the head only low-rank additions train (Hu et al., 2022)", part="adapter", lora={},
+           search=_PROBE),
 )}
 
 # %% ../../nbs/api/recipes/02_library.ipynb #acf18c4c
@@ -34,80 +34,105 @@ RECIPES = {r.name: r for r in (
     Recipe("scratch", "random weights, everything trains", start="random", search=_WHOLE),
     Recipe("linear_probe", "pre-trained body frozen, only the head trains", phases=[Phase("head")], search=_PROBE),
     Recipe("full", "everything trains at one rate", search=_WHOLE),
-    Recipe("discriminative", "everything trains, each group 2.6 times slower than the one above", rates="factor", rates_value=2.6, search=_WHOLE),
-    Recipe("gradual", "one more group from the top in each part of the steps", phases=[Phase("gradual")], search=_WHOLE),
-    Recipe("ulmfit", "gradual, discriminative and slanted triangular rates together", phases=[Phase("gradual")], rates="factor", rates_value=2.6,
-           schedule="stlr", search=_WHOLE),
-    Recipe("layer_decay", "everything trains, each block at 0.75 of the rate of the one above, after a warm-up", granularity="block", rates="layer_decay",
-           rates_value=.75, schedule="warmup", search=_WHOLE),
-    Recipe("chain_thaw", "the head, then each group alone, then everything", phases=[Phase("head"), Phase("each", share=3.), Phase("all", share=2.)], restart="phase", search=_WHOLE),
-    Recipe("lp_ft", "the head to convergence, then everything at a tenth of the rate", phases=_LP_FT, restart="phase", search=_PROBE),
+    Recipe("discriminative", "everything trains, each group 2.6 times slower than the one above", rates="factor",
+           rates_value=2.6, search=_WHOLE),
+    Recipe("gradual", "one more group from the top in each part of the steps", phases=[Phase("gradual")],
+           search=_WHOLE),
+    Recipe("ulmfit", "gradual, discriminative and slanted triangular rates together", phases=[Phase("gradual")],
+           rates="factor", rates_value=2.6, schedule="stlr", search=_WHOLE),
+    Recipe("layer_decay", "everything trains, each block at 0.75 of the rate of the one above, after a warm-up",
+           granularity="block", rates="layer_decay", rates_value=.75, schedule="warmup", search=_WHOLE),
+    Recipe("chain_thaw", "the head, then each group alone, then everything", restart="phase", search=_WHOLE,
+           phases=[Phase("head"), Phase("each", share=3.), Phase("all", share=2.)]),
+    Recipe("lp_ft", "the head to convergence, then everything at a tenth of the rate", phases=_LP_FT, restart="phase",
+           search=_PROBE),
     Recipe("stlr", "everything trains, slanted triangular rates", schedule="stlr", search=_WHOLE),
     Recipe("fine_tune", "fastai's fine_tune: head first, then everything with a slice of rates", phases=[
         Phase("head", share=1., rates="body", rates_value=.1, schedule_args=dict(pct_start=.99), reset=True),
-        Phase("all", share=3., lr=.5, rates="slice", rates_value=.01, schedule_args=dict(pct_start=.3, div=5.), reset=True)],
+        Phase("all", share=3., lr=.5, rates="slice", rates_value=.01, schedule_args=dict(pct_start=.3, div=5.),
+              reset=True)],
         restart="phase", momentum=(.95, .85, .95), norm="train", dropout="on", search=_PROBE),
-    *(replace(Recipe("full") + m, name=n, about=m.about, search=m.search) for n, m in MODIFIERS.items() if n != "wise_ft"),
-    replace(Recipe("lp_ft", phases=_LP_FT, restart="phase") + MODIFIERS["wise_ft"], name="wise_ft", about=MODIFIERS["wise_ft"].about, search=_PROBE),
+    *(replace(Recipe("full") + m, name=n, about=m.about, search=m.search)
+      for n, m in MODIFIERS.items() if n != "wise_ft"),
+    replace(Recipe("lp_ft", phases=_LP_FT, restart="phase") + MODIFIERS["wise_ft"], name="wise_ft",
+            about=MODIFIERS["wise_ft"].about, search=_PROBE),
 )}
-BASIC = ("scratch", "linear_probe", "full", "discriminative", "gradual", "ulmfit")  # what `compare` measures unless told otherwise
 
+# %% ../../nbs/api/recipes/02_library.ipynb #7871dffc
+# what `compare` measures unless told otherwise
+BASIC = ("scratch", "linear_probe", "full", "discriminative", "gradual", "ulmfit")
+
+# %% ../../nbs/api/recipes/02_library.ipynb #021e7bbb
 def surgical(
     group, # name of the layer group that trains, or "first N"
-): # -> Recipe
+) -> Recipe:
     "Fit the head, then train one block of the body with it, the rest frozen."
-    return Recipe(f"surgical({group})", f"the head, then only {group} with it", phases=[Phase("head"), Phase([group, "head"], lr=.3)], restart="phase", search=_PROBE)
+    return Recipe(f"surgical({group})", f"the head, then only {group} with it", restart="phase", search=_PROBE,
+                  phases=[Phase("head"), Phase([group, "head"], lr=.3)])
 
 def best_of(
     *recipes, # names of recipes
-): # -> Recipe
+) -> Recipe:
     "Each recipe in an equal part of the steps; the best on the validation split stays."
     for r in recipes: recipe(r)
     if len(recipes) < 2: raise RecipeError("best_of needs at least two recipes, such as best_of(full, gradual)")
-    return Recipe(f"best_of({', '.join(recipes)})", "each in an equal part of the steps, the best on validation stays", best_of=recipes, search=_WHOLE)
+    return Recipe(f"best_of({', '.join(recipes)})", "each in an equal part of the steps, the best on validation stays",
+                  best_of=recipes, search=_WHOLE)
 
 # %% ../../nbs/api/recipes/02_library.ipynb #0e96b6c8
 def recipe(
     name, /, # a name of `RECIPES`, "a + b", "surgical(layer1)", "best_of(full, gradual)", a YAML file, or a Recipe
     **overrides, # fields to change, such as lr=1e-3
-): # -> Recipe
+) -> Recipe:
     "The recipe called `name`, or written in the file `name`."
     found = name if isinstance(name, Recipe) else _named(str(name).strip())
     for k in overrides:
         if k not in found.to_dict(): raise RecipeError(unknown_name("field", k, found.to_dict()))
     return replace(found, **overrides) if overrides else found
 
+# %% ../../nbs/api/recipes/02_library.ipynb #f3dfb0ce
 def _named(name):
-    call = re.fullmatch(r"(\w+)\((.*)\)", name)
+    "A single name, a file, a call or a sum."
     if name in RECIPES: return RECIPES[name]
     if name.endswith((".yaml", ".yml")): return Recipe.from_yaml(Path(name))
-    if call and call[1] in ("surgical", "best_of"):
-        given = split_names(call[2])
-        if call[1] == "best_of": return best_of(*given)
-        if len(given) != 1: raise RecipeError("surgical needs one layer group, such as surgical(layer1)")
-        return surgical(given[0])
-    if "+" in name and "" not in (parts := [p.strip() for p in name.split("+")]):
-        found = recipe(parts[0])
-        for p in parts[1:]:
-            if p not in MODIFIERS and p not in RECIPES: raise RecipeError(unknown_name("recipe to add", p, MODIFIERS))
-            found = found + (MODIFIERS.get(p) or RECIPES[p])
-        return found
-    raise RecipeError(unknown_name("recipe", name, [*RECIPES, "surgical(group)", "best_of(a, b)"]) + ", a sum such as 'gradual + l2_sp', or a .yaml file")
+    call = re.fullmatch(r"(\w+)\((.*)\)", name)
+    if call and call[1] in ("surgical", "best_of"): return _called(call[1], split_names(call[2]))
+    if "+" in name and "" not in (parts := [p.strip() for p in name.split("+")]): return _sum(parts)
+    raise RecipeError(unknown_name("recipe", name, [*RECIPES, "surgical(group)", "best_of(a, b)"])
+                      + ", a sum such as 'gradual + l2_sp', or a .yaml file")
 
-def split_names(text):
+def _called(what, given):
+    if what == "best_of": return best_of(*given)
+    if len(given) != 1: raise RecipeError("surgical needs one layer group, such as surgical(layer1)")
+    return surgical(given[0])
+
+def _sum(parts):
+    found = recipe(parts[0])
+    for p in parts[1:]:
+        if p not in MODIFIERS and p not in RECIPES: raise RecipeError(unknown_name("recipe to add", p, MODIFIERS))
+        found = found + (MODIFIERS.get(p) or RECIPES[p])
+    return found
+
+# %% ../../nbs/api/recipes/02_library.ipynb #8e13d0d6
+def split_names(
+    text, # "full, best_of(full, gradual)"
+) -> list: # of str
     "Names separated by commas, but not by those inside brackets."
     return [n.strip() for n in re.split(r",(?![^(]*\))", text) if n.strip()]
 
-def recipes_table():
-    "All recipes by name, as a pandas table."
+def recipes_table() -> "DataFrame": # one row for each recipe
+    "All recipes by name."
     import pandas as pd
-    return pd.DataFrame([dict(recipe=r.name, about=r.about) for r in (*RECIPES.values(), surgical("GROUP"), replace(best_of("full", "gradual"), name="best_of(A, B)"))]).set_index("recipe")
+    made = surgical("GROUP"), replace(best_of("full", "gradual"), name="best_of(A, B)")
+    return pd.DataFrame([dict(recipe=r.name, about=r.about) for r in (*RECIPES.values(), *made)]).set_index("recipe")
 
 def search_grid(
     recipe:Recipe,
     n:int, # rates to try
-): # -> list of n rates, the middle of the recipe's grid
+) -> list: # n rates, the middle of the recipe's grid
     "The `n` middle rates of a recipe's grid: every recipe tries as many."
-    if n > len(recipe.search): raise RecipeError(f"recipe '{recipe.name}' names {len(recipe.search)} rates to choose from, {n} are needed: lengthen its 'search'")
+    if n > len(recipe.search):
+        raise RecipeError(f"recipe '{recipe.name}' names {len(recipe.search)} rates to choose from, {n} are needed: "
+                          "lengthen its 'search'")
     first = (len(recipe.search) - n) // 2
     return list(recipe.search[first:first + n])

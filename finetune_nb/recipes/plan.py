@@ -21,11 +21,12 @@ from ..training.schedules import schedule
 def expand_phases(
     recipe:Recipe,
     groups, # list of LayerGroup, input side first
-): # -> list of (Phase, share of the steps, frozenset of names that train)
+) -> list: # of (Phase, share of the steps, frozenset of names that train)
     "The recipe's phases, with `gradual` and `each` written out."
     names, parts = [g.name for g in groups], []
     for p in recipe.phases:
-        if p.train == "gradual": parts += [(p, p.share/len(names), frozenset(names[-k:])) for k in range(1, len(names) + 1)]
+        if p.train == "gradual":
+            parts += [(p, p.share/len(names), frozenset(names[-k:])) for k in range(1, len(names) + 1)]
         elif p.train == "each": parts += [(p, p.share/max(1, len(names) - 1), frozenset([n])) for n in names[:-1]]
         else:
             try: parts.append((p, p.share, frozenset(pick_groups(groups, p.train))))
@@ -45,91 +46,137 @@ class Plan:
     @property
     def steps(self): return len(self.rates)
 
-    def phase_at(self, step): return [s for s in self.starts if s[0] <= step][-1]
+    def phase_at(self, step) -> tuple: # one of `starts`
+        "The phase that a step is in."
+        return [s for s in self.starts if s[0] <= step][-1]
 
-    def ever(self):
+    def ends(self) -> list: # the step after the last of each phase
+        "Where the phases end."
+        return [*(first for first, *_ in self.starts[1:]), self.steps]
+
+    def ever(self) -> frozenset:
         "Names of the groups that train in some phase."
         return frozenset().union(*(names for _, names, _ in self.starts))
 
-    def table(self):
-        "The phases as a pandas table: steps, what trains, highest rate of all and of the lowest group that trains."
-        import pandas as pd
-        rows = []
-        for i, (first, names, _) in enumerate(self.starts):
-            last = self.starts[i + 1][0] if i + 1 < len(self.starts) else self.steps
-            on = [n for n in self.names if n in names]
-            peak = self.rates[first:last].max(0)
-            rows.append(dict(phase=i + 1, steps=f"{first} to {last - 1}", trains=", ".join(on) if len(on) < len(self.names) else "everything",
-                             highest_rate=peak.max(), lowest_group_rate=peak[self.names.index(on[0])]))
-        return pd.DataFrame(rows)
+# %% ../../nbs/api/recipes/01_plan.ipynb #b49fdc63
+@patch
+def table(self:Plan) -> "DataFrame": # one row for each phase
+    "The phases: steps, what trains, highest rate of all and of the lowest group that trains."
+    import pandas as pd
+    rows = []
+    for i, ((first, names, _), end) in enumerate(zip(self.starts, self.ends())):
+        on, peak = [n for n in self.names if n in names], self.rates[first:end].max(0)
+        trains = ", ".join(on) if len(on) < len(self.names) else "everything"
+        rows.append(dict(phase=i + 1, steps=f"{first} to {end - 1}", trains=trains, highest_rate=peak.max(),
+                         lowest_group_rate=peak[self.names.index(on[0])]))
+    return pd.DataFrame(rows)
 
-    def plot(self, ax=None, rates=None, title=None):
-        "Timeline: groups down, steps across, the rate as colour (logarithmic), grey where frozen. `rates` draws recorded ones instead."
-        shown = self.rates if rates is None else rates
-        ax = plot_grid(shown, self.names, "learning rate\n(grey: frozen)", title or self.recipe.name, ax)
-        self._hatch(ax, len(shown))
-        return ax
-
-    def _hatch(self, ax, steps):
-        if self.recipe.norm != "train" and self.recipe.part == "all": return
-        n = len(self.names)
-        for i, (first, on, _) in enumerate(self.starts):
-            last = min(steps, self.starts[i + 1][0] if i + 1 < len(self.starts) else self.steps)
-            for j, name in enumerate(self.names):
-                part = self.recipe.part != "all" and name in on and j < n - 1
-                if first < last and (part or name not in on and self.rates[first, j] > 0):
-                    ax.fill_between([first - .5, last - .5], n - 1 - j - .5, n - 1 - j + .5, facecolor="none", edgecolor="white", hatch="///", lw=0)
-
-def plot_grid(values, names, label, title="", ax=None):
-    "Draw values [steps, groups] as a timeline with logarithmic colour, 0 and NaN in grey; the head on top, as networks are drawn."
+# %% ../../nbs/api/recipes/01_plan.ipynb #427c1633
+def plot_grid(
+    values, # [steps, groups]; 0 and NaN are grey
+    names, # of the groups, input side first; the head is drawn on top, as networks are drawn
+    *,
+    label, # of the colours
+    title="",
+    ax=None,
+) -> "Axes":
+    "Draw values of groups over steps as a timeline with logarithmic colour."
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
     if ax is None: ax = plt.subplots(figsize=(6, .32*len(names) + .9), layout="constrained")[1]
     shown = np.ma.masked_invalid(np.ma.masked_equal(np.asarray(values, dtype=float).T, 0))
-    cmap = plt.get_cmap("viridis").with_extremes(bad="#d9d9d9")
     high = shown.max() if shown.count() else 1e-6
     low = max(shown.min(), high/1e4) if shown.count() else 1e-7
-    im = ax.imshow(shown[::-1], aspect="auto", interpolation="nearest", cmap=cmap, norm=LogNorm(min(low, high/1.01), high), extent=(-.5, len(values) - .5, len(names) - .5, -.5))
-    size = 8 if len(names) <= 10 else 6
-    ax.set_yticks(range(len(names)), names[::-1], fontsize=size)
+    im = ax.imshow(shown[::-1], aspect="auto", interpolation="nearest", norm=LogNorm(min(low, high/1.01), high),
+                   cmap=plt.get_cmap("viridis").with_extremes(bad="#d9d9d9"),
+                   extent=(-.5, len(values) - .5, len(names) - .5, -.5))
+    ax.set_yticks(range(len(names)), names[::-1], fontsize=8 if len(names) <= 10 else 6)
     ax.set_xlabel("optimiser step", fontsize=8); ax.tick_params(axis="x", labelsize=8); ax.set_title(title, fontsize=10)
-    bar = ax.figure.colorbar(im, ax=ax, pad=.01); bar.set_label(label, fontsize=7); bar.ax.tick_params(labelsize=7)
+    bar = ax.figure.colorbar(im, ax=ax, pad=.01)
+    bar.set_label(label, fontsize=7); bar.ax.tick_params(labelsize=7)
     return ax
+
+# %% ../../nbs/api/recipes/01_plan.ipynb #a679a3b8
+@patch
+def plot(
+    self:Plan,
+    ax=None,
+    *,
+    rates=None, # recorded ones to draw in the place of the planned, [steps done, groups]
+    title=None,
+) -> "Axes":
+    "Timeline of the rates, grey where a group is frozen, hatched where only some of it trains."
+    shown = self.rates if rates is None else rates
+    ax = plot_grid(shown, self.names, label="learning rate\n(grey: frozen)", title=title or self.recipe.name, ax=ax)
+    self._hatch(ax, len(shown))
+    return ax
+
+@patch
+def _hatch(self:Plan, ax, steps):
+    if self.recipe.norm != "train" and self.recipe.part == "all": return
+    n = len(self.names)
+    for (first, on, _), end in zip(self.starts, self.ends()):
+        last = min(steps, end)
+        for j, name in enumerate(self.names):
+            part = self.recipe.part != "all" and name in on and j < n - 1
+            if first < last and (part or name not in on and self.rates[first, j] > 0):
+                ax.fill_between([first - .5, last - .5], n - 1 - j - .5, n - 1 - j + .5, facecolor="none",
+                                edgecolor="white", hatch="///", lw=0)
 
 # %% ../../nbs/api/recipes/01_plan.ipynb #4f85ba16
 def make_plan(
     recipe:Recipe, # with its rate chosen
     groups, # list of LayerGroup, or of names, input side first
+    *,
     steps:int, # optimiser steps in all
-): # -> Plan
+) -> Plan:
     "Lay a recipe out over a network's groups and a number of steps."
-    if recipe.lr is None: raise RecipeError(f"recipe '{recipe.name}' has no learning rate yet: choose one (recipe.with_lr(1e-3)) or let compare choose")
-    if recipe.best_of: raise RecipeError(f"recipe '{recipe.name}' is several plans, one for each of {', '.join(recipe.best_of)}: draw those")
+    if recipe.lr is None:
+        raise RecipeError(
+            f"recipe '{recipe.name}' has no learning rate yet: choose one (recipe.with_lr(1e-3)) or let compare choose")
+    if recipe.best_of:
+        raise RecipeError(
+            f"recipe '{recipe.name}' is several plans, one for each of {', '.join(recipe.best_of)}: draw those")
     groups = [g if isinstance(g, LayerGroup) else LayerGroup(g) for g in groups]
-    names, parts = [g.name for g in groups], expand_phases(recipe, groups)
-    if steps < len(parts): raise RecipeError(f"recipe '{recipe.name}' has {len(parts)} phases but only {steps} steps; give it at least one step a phase")
-    ends = np.cumsum([s for _, s, _ in parts]) / sum(s for _, s, _ in parts) * steps
+    parts = expand_phases(recipe, groups)
+    if steps < len(parts):
+        raise RecipeError(
+            f"recipe '{recipe.name}' has {len(parts)} phases but only {steps} steps; give it at least one step a phase")
+    spans = _spans([share for _, share, _ in parts], steps)
+    rates = _peaks(recipe, groups, parts, spans, steps)
+    rates *= _from_thaw(recipe, rates,
+                        steps) if recipe.restart == "group" else _curve(recipe, parts, spans, steps)[:, None]
+    if not rates.any(): raise RecipeError(f"recipe '{recipe.name}' gives every group a rate of 0: nothing would train")
+    momentum = None if recipe.momentum is None else _momentum(recipe, parts, spans, steps)
+    starts = tuple((first, on, p.reset) for (first, _), (p, _, on) in zip(spans, parts))
+    return Plan(recipe, tuple(g.name for g in groups), rates, starts, momentum)
+
+# %% ../../nbs/api/recipes/01_plan.ipynb #72c988c4
+def _spans(shares, steps):
+    "(first step, the step after the last) of each phase."
+    n, ends = len(shares), np.cumsum(shares) / sum(shares) * steps
     # Rounded, but never so that a phase is left without a step.
-    firsts = np.clip([0, *np.round(ends[:-1]).astype(int)], np.arange(len(parts)), steps - np.arange(len(parts), 0, -1)).tolist()
-    lasts = [*firsts[1:], steps]
-    norms_train = [recipe.norm == "train" and bool(g.norms) for g in groups]
+    firsts = np.clip([0, *np.round(ends[:-1]).astype(int)], np.arange(n), steps - np.arange(n, 0, -1)).tolist()
+    return list(zip(firsts, [*firsts[1:], steps]))
+
+def _peaks(recipe, groups, parts, spans, steps):
+    "Each group's highest rate in each step's phase, before any schedule; [steps, groups]."
+    names, norms = [g.name for g in groups], [recipe.norm == "train" and bool(g.norms) for g in groups]
     rates = np.zeros((steps, len(names)))
-    for first, last, (p, _, on) in zip(firsts, lasts, parts):
+    for (first, last), (p, _, on) in zip(spans, parts):
         rule, value = (recipe.rates, recipe.rates_value) if p.rates is None else (p.rates, p.rates_value)
         peaks = np.array(group_rates(names, rule, value=value, head=recipe.head)) * recipe.lr * p.lr
-        trains = [n in on or norm for n, norm in zip(names, norms_train)]
-        rates[first:last] = np.where(trains, peaks, 0)
-    curve = _curve(recipe, parts, firsts, lasts, steps)
-    rates *= _from_thaw(recipe, rates, steps) if recipe.restart == "group" else curve[:, None]
-    if not rates.any(): raise RecipeError(f"recipe '{recipe.name}' gives every group a rate of 0: nothing would train")
-    momentum = None if recipe.momentum is None else _momentum(recipe, parts, firsts, lasts, steps)
-    return Plan(recipe, tuple(names), rates, tuple((f, on, p.reset) for f, (p, _, on) in zip(firsts, parts)), momentum)
+        rates[first:last] = np.where([n in on or norm for n, norm in zip(names, norms)], peaks, 0)
+    return rates
 
-def _curve(recipe, parts, firsts, lasts, steps):
+# %% ../../nbs/api/recipes/01_plan.ipynb #13616c28
+def _curve(recipe, parts, spans, steps):
     "The schedule over the whole recipe, or over each phase; [steps]."
     if recipe.restart != "phase": return schedule(recipe.schedule, steps, **recipe.schedule_args)
-    return np.concatenate([schedule(p.schedule, last - first, **p.schedule_args) if p.schedule else schedule(recipe.schedule, last - first, **recipe.schedule_args | p.schedule_args)
-                           for first, last, (p, _, _) in zip(firsts, lasts, parts)])
+    def one(p, n):
+        if p.schedule: return schedule(p.schedule, n, **p.schedule_args)
+        return schedule(recipe.schedule, n, **recipe.schedule_args | p.schedule_args)
+    return np.concatenate([one(p, last - first) for (first, last), (p, _, _) in zip(spans, parts)])
 
 def _from_thaw(recipe, rates, steps):
     "For each group the schedule from its first step with a rate to the end; [steps, groups]."
@@ -139,16 +186,25 @@ def _from_thaw(recipe, rates, steps):
         if len(on): out[on[0]:, j] = schedule(recipe.schedule, steps - on[0], **recipe.schedule_args)
     return out
 
-def _momentum(recipe, parts, firsts, lasts, steps):
+def _momentum(recipe, parts, spans, steps):
     "fastai's momentum: falls while one_cycle's rate rises, and rises while it falls."
+    def cosine(u, v, p): return u + (1 + np.cos(np.pi * (1 - p))) * (v - u) / 2
     def one(n, pct_start=.25, **_):
         x, (a, b, c) = np.arange(n) / max(1, n), recipe.momentum
-        cosine = lambda u, v, p: u + (1 + np.cos(np.pi * (1 - p))) * (v - u) / 2
-        return np.where(x < pct_start, cosine(a, b, x/max(pct_start, 1e-12)), cosine(b, c, (x - pct_start)/max(1 - pct_start, 1e-12)))
+        return np.where(x < pct_start, cosine(a, b, x/max(pct_start, 1e-12)),
+                        cosine(b, c, (x - pct_start)/max(1 - pct_start, 1e-12)))
     if recipe.restart != "phase": return one(steps, **recipe.schedule_args)
-    return np.concatenate([one(last - first, **recipe.schedule_args | p.schedule_args) for first, last, (p, _, _) in zip(firsts, lasts, parts)])
+    return np.concatenate(
+        [one(last - first, **recipe.schedule_args | p.schedule_args) for (first, last), (p, _, _) in zip(spans, parts)])
 
+# %% ../../nbs/api/recipes/01_plan.ipynb #c96922f8
 @patch
-def plot(self:Recipe, groups=("stem", "layer1", "layer2", "layer3", "layer4", "head"), steps=100, ax=None):
-    "Draw the recipe over `groups` (LayerGroups or names) and `steps`, with a rate of 0.01 if it has none yet."
-    return make_plan(self if self.lr else self.with_lr(.01), groups, steps).plot(ax)
+def plot(
+    self:Recipe,
+    groups=("stem", "layer1", "layer2", "layer3", "layer4", "head"), # LayerGroups or names
+    *,
+    steps=100, # optimiser steps
+    ax=None,
+) -> "Axes":
+    "Draw the recipe over `groups` and `steps`, with a rate of 0.01 if it has none yet."
+    return make_plan(self if self.lr else self.with_lr(.01), groups, steps=steps).plot(ax)

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelValidException
+from fastcore.basics import patch
 
 from ..core.interrupt import stop_if_interrupted
 from ..core.errors import RecipeError
@@ -29,6 +30,7 @@ class FollowPlan(Callback):
         self,
         plan:Plan,
         groups, # the LayerGroups of the plan
+        *,
         owner=None, # number of the group of each of the optimiser's lists; None for one list a group
         curve_points=0, # measure on the validation split at the start and at so many equal distances
         measured=(), # functions called with this callback after each measurement; one that returns True ends the fit
@@ -36,82 +38,99 @@ class FollowPlan(Callback):
         watch=False, # record gradient norms, update sizes and distances?
         store=None, # a Checkpoint, to save to and go on from
     ):
-        self.plan, self.groups, self.measured, self.on_step, self.watch, self.store = plan, groups, measured, on_step, watch, store
+        self.plan, self.groups, self.measured, self.on_step = plan, groups, measured, on_step
+        self.watch, self.store = watch, store
         self.owner = list(range(len(groups))) if owner is None else owner
         self.first = [self.owner.index(i) for i in range(len(groups))]
-        self.measure_at = set(np.unique(np.linspace(0, plan.steps, curve_points + 1).round().astype(int)).tolist()) if curve_points else set()
+        points = np.linspace(0, plan.steps, curve_points + 1).round().astype(int)
+        self.measure_at = set(points.tolist()) if curve_points else set()
 
-    def before_fit(self):
-        self.step, self.on, self.rates, self.losses, self.curve, self.watched, self.skip = 0, None, [], [], [], [], 0
-        self.began = [[p.detach().clone() for p in g.params] for g in self.groups] if self.watch else None
-        if self.store: self.store.load(self)
-        self.skip = self.step % len(self.dls.train)
-        # A resumed fit enters its phase again, but what the optimiser remembered there is already loaded.
-        self._enter_phase(forget=not self.step)
-        if self.step == 0 and 0 in self.measure_at: self._measure()
-        if self.step == self.plan.steps: raise CancelFitException()
+# %% ../../nbs/api/recipes/03_plan_callback.ipynb #f813f3bf
+@patch
+def before_fit(self:FollowPlan):
+    self.step, self.on, self.rates, self.losses, self.curve, self.watched, self.skip = 0, None, [], [], [], [], 0
+    self.began = [[p.detach().clone() for p in g.params] for g in self.groups] if self.watch else None
+    if self.store: self.store.load(self)
+    self.skip = self.step % len(self.dls.train)
+    # A resumed fit enters its phase again, but what the optimiser remembered there is already loaded.
+    self._enter_phase(forget=not self.step)
+    if self.step == 0 and 0 in self.measure_at: self._measure()
+    if self.step == self.plan.steps: raise CancelFitException()
 
-    def before_train(self):
-        self.learn.model.train()
-        if self.store: self.store.begin_epoch(self)
+@patch
+def before_train(self:FollowPlan):
+    self.learn.model.train()
+    if self.store: self.store.begin_epoch(self)
 
-    def before_batch(self):
-        if not self.training: return
-        if self.skip: raise CancelBatchException()
-        self._enter_phase()
-        rates = self.plan.rates[self.step]
-        self.opt.set_hypers(lr=[float(rates[i]) for i in self.owner])
-        if self.plan.momentum is not None: self.opt.set_hypers(mom=float(self.plan.momentum[self.step]))
+@patch
+def before_validate(self:FollowPlan): raise CancelValidException()  # the curve measures at planned steps instead
 
-    def after_backward(self):
-        if self.watch: self._gradients = [_norm(p.grad for p in g.params) for g in self.groups]
+# %% ../../nbs/api/recipes/03_plan_callback.ipynb #63eef01a
+@patch
+def _enter_phase(self:FollowPlan, forget=True):
+    _, on, reset = phase = self.plan.phase_at(self.step)
+    if phase is self.on: return
+    self.on, r = phase, self.plan.recipe
+    freeze_groups(self.groups, list(on), norm=r.norm, dropout=r.dropout, part=r.part)
+    if forget and reset: self.opt.clear_state()
+    elif forget: forget_frozen(self.opt)
+    self.learn.model.train()
 
-    def before_step(self):
-        if self.watch: self._before = [[p.detach().clone() for p in g.params] for g in self.groups]
+@patch
+def before_batch(self:FollowPlan):
+    if not self.training: return
+    if self.skip: raise CancelBatchException()
+    self._enter_phase()
+    rates = self.plan.rates[self.step]
+    self.opt.set_hypers(lr=[float(rates[i]) for i in self.owner])
+    if self.plan.momentum is not None: self.opt.set_hypers(mom=float(self.plan.momentum[self.step]))
 
-    def after_step(self):
-        # What the optimiser had, read back from it.
-        hypers = self.opt.hypers
-        self.rates.append([hypers[i]["lr"] for i in self.first])
-        if self.watch: self.watched.append([self._gradients, self._ratios(self._before), self._ratios(self.began)])
+# %% ../../nbs/api/recipes/03_plan_callback.ipynb #0fbea15f
+@patch
+def after_backward(self:FollowPlan):
+    if self.watch: self._gradients = [_norm(p.grad for p in g.params) for g in self.groups]
 
-    def after_batch(self):
-        if not self.training: return
-        if self.skip:
-            self.skip -= 1
-            if not self.skip: self.store.skipped(self)
-            return
-        loss = self.loss.item()
-        if not math.isfinite(loss):
-            raise DivergedError(f"the loss became {loss} at step {self.step} (head's rate {self.plan.rates[self.step].max():.2g}); lower the rate")
-        self.losses.append(loss)
-        self.step += 1
-        stop = self.step in self.measure_at and self._measure()
-        stop_if_interrupted()
-        if self.on_step: self.on_step(self.step)
-        if stop or self.step == self.plan.steps: raise CancelFitException()
-        if self.store: self.store.save(self)
+@patch
+def before_step(self:FollowPlan):
+    if self.watch: self._before = [[p.detach().clone() for p in g.params] for g in self.groups]
 
-    def before_validate(self): raise CancelValidException()  # the curve measures at planned steps instead
+@patch
+def after_step(self:FollowPlan):
+    hypers = self.opt.hypers
+    self.rates.append([hypers[i]["lr"] for i in self.first])
+    if self.watch: self.watched.append([self._gradients, self._ratios(self._before), self._ratios(self.began)])
 
-    def _enter_phase(self, forget=True):
-        _, on, reset = phase = self.plan.phase_at(self.step)
-        if phase is self.on: return
-        self.on, r = phase, self.plan.recipe
-        freeze_groups(self.groups, list(on), norm=r.norm, dropout=r.dropout, part=r.part)
-        if forget and reset: self.opt.clear_state()
-        elif forget: forget_frozen(self.opt)
-        self.learn.model.train()
-
-    def _measure(self):
-        found = score(self.learn.model, self.dls.valid)
-        self.curve.append(dict(step=self.step, **{f"valid_{k}": v for k, v in found.items() if k != "n"}))
-        return any([m(self) for m in self.measured])
-
-    def _ratios(self, before):
-        "Distance of each group's weights from `before`, as a share of the length of `before`."
-        return [_norm(p.detach() - b for p, b in zip(g.params, bs)) / max(_norm(bs), 1e-12) for g, bs in zip(self.groups, before)]
+@patch
+def _ratios(self:FollowPlan, before):
+    "Distance of each group's weights from `before`, as a share of the length of `before`."
+    far = [_norm(p.detach() - b for p, b in zip(g.params, bs)) for g, bs in zip(self.groups, before)]
+    return [d / max(_norm(bs), 1e-12) for d, bs in zip(far, before)]
 
 def _norm(tensors):
     tensors = [t.detach() for t in tensors if t is not None]
     return torch.stack(torch._foreach_norm(tensors)).norm().item() if tensors else 0.
+
+# %% ../../nbs/api/recipes/03_plan_callback.ipynb #e53c61d5
+@patch
+def after_batch(self:FollowPlan):
+    if not self.training: return
+    if self.skip:
+        self.skip -= 1
+        if not self.skip: self.store.skipped(self)
+        return
+    loss, rate = self.loss.item(), self.plan.rates[self.step].max()
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss became {loss} at step {self.step} (head's rate {rate:.2g}); lower the rate")
+    self.losses.append(loss)
+    self.step += 1
+    stop = self.step in self.measure_at and self._measure()
+    stop_if_interrupted()
+    if self.on_step: self.on_step(self.step)
+    if stop or self.step == self.plan.steps: raise CancelFitException()
+    if self.store: self.store.save(self)
+
+@patch
+def _measure(self:FollowPlan):
+    found = score(self.learn.model, self.dls.valid)
+    self.curve.append(dict(step=self.step, **{f"valid_{k}": v for k, v in found.items() if k != "n"}))
+    return any([m(self) for m in self.measured])

@@ -10,6 +10,8 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from numbers import Real
 
+from fastcore.basics import patch
+
 from ..core.errors import RecipeError, unknown_name
 from ..core.files import read_yaml, write_text
 from ..layers.freeze import DROPOUT_POLICIES, NORM_POLICIES, PARTS
@@ -20,7 +22,9 @@ from ..training.schedules import SCHEDULES
 @dataclass(frozen=True)
 class Phase:
     "A stretch of training in which the same groups train."
-    train:object = "all"  # "all", "head", "last 2", a list of names; "gradual": one more group from the top each part; "each": one alone, input first
+    # "all", "head", "last 2", a list of names; "gradual": one more group from the top each part; "each": one alone,
+    # input first
+    train:object = "all"
     share:float = 1.0  # of the recipe's steps, relative to the other phases
     lr:float = 1.0  # times the recipe's rate
     rates:object = None  # rule for this phase; None for the recipe's
@@ -29,6 +33,7 @@ class Phase:
     schedule_args:dict = field(default_factory=dict)
     reset:bool = False  # does the optimiser forget its momentum at the beginning?
 
+# %% ../../nbs/api/recipes/00_recipe.ipynb #19d206aa
 @dataclass(frozen=True)
 class Recipe:
     "A way of fine-tuning, as data."
@@ -43,7 +48,8 @@ class Recipe:
     schedule:str = "one_cycle"  # one of `SCHEDULES`
     schedule_args:dict = field(default_factory=dict)
     restart:str = "none"  # the schedule begins anew with each "phase", or for each "group" when it first trains
-    momentum:tuple = None  # fastai's moms: (start, lowest, end), opposite to one_cycle's rate; None for the optimiser's own
+    # fastai's moms: (start, lowest, end), opposite to one_cycle's rate; None for the optimiser's own
+    momentum:tuple = None
     norm:str = "frozen"  # policy for the norm layers of frozen groups
     dropout:str = "off"  # dropout in frozen groups
     part:str = "all"  # below the head train "all" parameters, only "bias" (BitFit), or only the "adapter" (LoRA)
@@ -58,122 +64,176 @@ class Recipe:
     search:tuple = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # peak rates to choose from, on validation
     lr:float = None  # peak rate of the head; None until it is chosen
 
-    def __post_init__(self):
-        put = lambda k, v: object.__setattr__(self, k, v)
-        _check(self, put)
+    def __post_init__(self): _check(self, lambda k, v: object.__setattr__(self, k, v))
 
-    def with_lr(self, lr): return replace(self, lr=float(lr))
+# %% ../../nbs/api/recipes/00_recipe.ipynb #7a5371f6
+@patch
+def with_lr(self:Recipe, lr) -> Recipe: # the same recipe at the peak rate `lr`
+    "This recipe with its rate chosen."
+    return replace(self, lr=float(lr))
 
-    def to_dict(self):
-        "Plain types only, every field present: what is written to YAML and hashed into a run's name."
-        return _plain(asdict(self))
+@patch
+def to_dict(self:Recipe) -> dict: # every field, plain types only
+    "What is written to YAML and hashed into a run's name."
+    return _plain(asdict(self))
 
-    @classmethod
-    def from_dict(cls, d): return _make(cls, d, "recipe")
+@patch(cls_method=True)
+def from_dict(
+    cls:Recipe,
+    d, # dict of fields
+) -> Recipe:
+    "The recipe that `to_dict` wrote; unknown fields are errors."
+    return _make(cls, d, "recipe")
 
-    def to_yaml(self, path=None, full=False):
-        "The recipe as YAML text, fields at their defaults left out unless `full`; also written to `path` if given."
-        import yaml
-        text = yaml.safe_dump(self.to_dict() if full else self._changed(), sort_keys=False, allow_unicode=True)
-        if path: write_text(path, text)
-        return text
+@patch
+def _changed(self:Recipe):
+    "Fields that differ from their defaults, as plain types; phases with their own defaults left out."
+    d = {k: v for k, v in self.to_dict().items() if k == "name" or v != _DEFAULTS[k]}
+    if "phases" in d:
+        d["phases"] = [{k: v for k, v in p.items() if k == "train" or v != _PHASE[k]} for p in d["phases"]]
+    return d
 
-    @classmethod
-    def from_yaml(cls, source):
-        "A recipe from a YAML file, or from YAML text."
-        data, where = read_yaml(source, "recipe", error=RecipeError)
-        return _make(cls, data, where)
+# %% ../../nbs/api/recipes/00_recipe.ipynb #29f1c48c
+@patch
+def to_yaml(
+    self:Recipe,
+    path=None, # also write it there
+    *,
+    full=False, # fields at their defaults as well?
+) -> str: # YAML text
+    "The recipe as YAML text."
+    import yaml
+    text = yaml.safe_dump(self.to_dict() if full else self._changed(), sort_keys=False, allow_unicode=True)
+    if path: write_text(path, text)
+    return text
 
-    def __add__(self, other):
-        "This recipe with what `other` changes; an error if both change the same field to different values."
-        if not isinstance(other, Recipe): return NotImplemented
-        mine, theirs = self.to_dict(), other.to_dict()
-        changed = {k for k in other._changed() if k not in ("name", "about", "search", "lr")}
-        for k in changed & set(self._changed()):
-            if mine[k] != theirs[k]: raise RecipeError(f"'{self.name} + {other.name}': both set '{k}' ({mine[k]} and {theirs[k]}); change one of them, or write the recipe out")
-        return replace(self, name=f"{self.name} + {other.name}", about="; ".join(a for a in (self.about, other.about) if a),
-                       **{k: getattr(other, k) for k in changed}, lr=self.lr or other.lr)
+# %% ../../nbs/api/recipes/00_recipe.ipynb #8d986e20
+@patch(cls_method=True)
+def from_yaml(
+    cls:Recipe,
+    source, # file or text
+) -> Recipe:
+    "A recipe from a YAML file, or from YAML text."
+    data, where = read_yaml(source, "recipe", error=RecipeError)
+    return _make(cls, data, where)
 
-    def _changed(self):
-        "Fields that differ from their defaults, as plain types; phases with their own defaults left out."
-        d = {k: v for k, v in self.to_dict().items() if k == "name" or v != _DEFAULTS[k]}
-        if "phases" in d: d["phases"] = [{k: v for k, v in p.items() if k == "train" or v != _PHASE[k]} for p in d["phases"]]
-        return d
+@patch
+def table(self:Recipe) -> "DataFrame": # one row for each field
+    "The fields that differ from their defaults."
+    import pandas as pd
+    changed = self._changed()
+    rows = [(k, v) for k, v in changed.items() if k != "phases"]
+    rows += [(f"phase {i + 1}", ", ".join(f"{k} {v}" for k, v in p.items()))
+             for i, p in enumerate(changed.get("phases", []))]
+    return pd.DataFrame(rows, columns=["field", "value"]).set_index("field")
 
-    def table(self):
-        "The fields that differ from their defaults, as a pandas table."
-        import pandas as pd
-        rows = [(k, v) for k, v in self._changed().items() if k != "phases"]
-        rows += [(f"phase {i + 1}", ", ".join(f"{k} {v}" for k, v in p.items())) for i, p in enumerate(self._changed().get("phases", []))]
-        return pd.DataFrame(rows, columns=["field", "value"]).set_index("field")
-
-# %% ../../nbs/api/recipes/00_recipe.ipynb #fe38340e
-START = ("pretrained", "random")
-RESTARTS = ("none", "phase", "group")
-GRANULARITIES = (None, "stage", "block", "layer")
-_EXTRAS = {"l2_sp": {"alpha": 0.01, "beta": 0.01}, "early_stop": {"checks": 10, "patience": 3}, "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "merge": True}}
-
-def _check(r, put):
-    def bad(why): raise RecipeError(f"recipe '{r.name}': {why}")
-    def one_of(k, known):
-        if getattr(r, k) not in known: bad(unknown_name(k, getattr(r, k), [str(x) for x in known if x]))
-    def number(k, x, low=0, high=math.inf, open_=True):
-        fine = isinstance(x, Real) and not isinstance(x, bool) and (low < x if open_ else low <= x) and x <= high and x < math.inf
-        if not fine: bad(f"{k} must be a number {'greater than' if open_ else 'of at least'} {low}" + (f" and at most {high}" if high < math.inf else "") + f", not {x!r}")
-    if not isinstance(r.name, str) or not r.name: bad("name must be text")
-    if not isinstance(r.phases, (list, tuple)) or not r.phases: bad("it has no phases: 'phases' is a list")
-    put("phases", tuple(p if isinstance(p, Phase) else _make(Phase, p, f"recipe '{r.name}', phase") for p in r.phases))
-    for k, known in (("start", START), ("norm", NORM_POLICIES), ("dropout", DROPOUT_POLICIES), ("part", PARTS), ("restart", RESTARTS), ("schedule", SCHEDULES), ("granularity", GRANULARITIES)):
-        one_of(k, known)
-    for p in (r, *r.phases):
-        if isinstance(p.rates, str) and p.rates not in RULES: bad(unknown_name("rate rule", p.rates, RULES))
-        if p.schedule is not None and p.schedule not in SCHEDULES: bad(unknown_name("schedule", p.schedule, SCHEDULES))
-        if not isinstance(p.schedule_args, dict): bad(f"schedule_args must be a list of 'argument: value' lines, not {p.schedule_args!r}")
-    for p in r.phases:
-        number("a phase's share", p.share); number("a phase's lr", p.lr)
-        if p.schedule and r.restart != "phase": bad("a phase has a schedule of its own, so say restart: phase")
-    if not isinstance(r.search, (list, tuple)) or not r.search: bad("search must be a list of rates")
-    put("search", tuple(_float(x) for x in r.search))
-    if r.lr is not None: put("lr", _float(r.lr))
-    for x in (*r.search, *([] if r.lr is None else [r.lr])): number("a learning rate", x)
-    number("head", r.head); number("weight_decay", r.weight_decay, open_=False)
-    if r.wise_ft is not None: number("wise_ft", r.wise_ft, 0, 1, open_=False)
-    if r.mixup is not None: number("mixup", r.mixup)
-    if r.momentum is not None:
-        if not isinstance(r.momentum, (list, tuple)) or len(r.momentum) != 3: bad(f"momentum must be three numbers (start, lowest, end), not {r.momentum!r}")
-        for m in r.momentum: number("momentum", m, 0, .9999, open_=False)
-        put("momentum", tuple(float(m) for m in r.momentum))
-    for k, defaults in _EXTRAS.items():
-        v = getattr(r, k)
-        if v is None: continue
-        if not isinstance(v, dict): bad(f"{k} must hold fields {', '.join(defaults)}, not {v!r}")
-        for f in v:
-            if f not in defaults: bad(f"{k}: {unknown_name('field', f, defaults)}")
-        put(k, defaults | v)
-        for f, x in getattr(r, k).items():
-            if f != "merge": number(f"{k}: {f}", x, 0, open_=f in ("r", "checks", "patience", "lora_alpha"))
-    if r.part == "adapter" and not r.lora: bad("part is 'adapter', but there is no lora: give it r and lora_alpha")
-    if isinstance(r.best_of, str) or not all(isinstance(b, str) for b in r.best_of): bad("best_of must be a list of recipe names")
-    put("best_of", tuple(r.best_of))
+# %% ../../nbs/api/recipes/00_recipe.ipynb #7e5c773e
+def _plain(x):
+    if isinstance(x, dict): return {k: _plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
+    return x
 
 def _float(x):
     # YAML reads 3e-4 as text, for want of a dot.
     try: return float(x) if not isinstance(x, bool) else x
     except (TypeError, ValueError): return x
 
-def _plain(x):
-    if isinstance(x, dict): return {k: _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
-    return x
-
 def _make(cls, data, where):
+    "A dataclass from a dict; unknown and missing fields are errors."
     known = [f.name for f in fields(cls)]
     if not isinstance(data, dict): raise RecipeError(f"{where}: expected fields {', '.join(known)}, got {data!r}")
     for k in data:
         if k not in known: raise RecipeError(f"{where}: {unknown_name('field', str(k), known)}")
-    missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in data]
-    if missing: raise RecipeError(f"{where}: field '{missing[0]}' is missing")
+    needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [k for k in needed if k not in data]: raise RecipeError(f"{where}: field '{missing[0]}' is missing")
     return cls(**data)
+
+# %% ../../nbs/api/recipes/00_recipe.ipynb #fe38340e
+START = ("pretrained", "random")
+RESTARTS = ("none", "phase", "group")
+GRANULARITIES = (None, "stage", "block", "layer")
+_WORDS = dict(start=START, norm=NORM_POLICIES, dropout=DROPOUT_POLICIES, part=PARTS, restart=RESTARTS,
+              schedule=SCHEDULES, granularity=GRANULARITIES)
+_EXTRAS = {"l2_sp": {"alpha": 0.01, "beta": 0.01}, "early_stop": {"checks": 10, "patience": 3},
+           "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "merge": True}}
+
+def _bad(r, why): raise RecipeError(f"recipe '{r.name}': {why}")
+
+def _number(r, k, x, low=0, high=math.inf, *, open_=True):
+    "An error unless `x` is a number greater than `low` (or, not `open_`, of at least `low`) and at most `high`."
+    fine = (isinstance(x, Real) and not isinstance(x, bool) and (low < x if open_ else low <= x) and x <= high
+            and x < math.inf)
+    if fine: return
+    most = f" and at most {high}" if high < math.inf else ""
+    _bad(r, f"{k} must be a number {'greater than' if open_ else 'of at least'} {low}{most}, not {x!r}")
+
+# %% ../../nbs/api/recipes/00_recipe.ipynb #289739ca
+def _check(r, put):
+    "Everything that a recipe's fields may not hold; lists and numbers are put into their plain form."
+    if not isinstance(r.name, str) or not r.name: _bad(r, "name must be text")
+    if not isinstance(r.phases, (list, tuple)) or not r.phases: _bad(r, "it has no phases: 'phases' is a list")
+    put("phases", tuple(p if isinstance(p, Phase) else _make(Phase, p, f"recipe '{r.name}', phase") for p in r.phases))
+    for k, known in _WORDS.items():
+        if getattr(r, k) not in known: _bad(r, unknown_name(k, getattr(r, k), [str(x) for x in known if x]))
+    _check_phases(r)
+    _check_rates(r, put)
+    _number(r, "head", r.head); _number(r, "weight_decay", r.weight_decay, open_=False)
+    if r.wise_ft is not None: _number(r, "wise_ft", r.wise_ft, 0, 1, open_=False)
+    if r.mixup is not None: _number(r, "mixup", r.mixup)
+    for k in _EXTRAS: _check_extra(r, put, k)
+    if r.part == "adapter" and not r.lora: _bad(r, "part is 'adapter', but there is no lora: give it r and lora_alpha")
+    if isinstance(r.best_of, str) or not all(isinstance(b, str) for b in r.best_of):
+        _bad(r, "best_of must be a list of recipe names")
+    put("best_of", tuple(r.best_of))
+
+def _check_phases(r):
+    for p in (r, *r.phases):
+        if isinstance(p.rates, str) and p.rates not in RULES: _bad(r, unknown_name("rate rule", p.rates, RULES))
+        if p.schedule is not None and p.schedule not in SCHEDULES:
+            _bad(r, unknown_name("schedule", p.schedule, SCHEDULES))
+        if not isinstance(p.schedule_args, dict):
+            _bad(r, f"schedule_args must be a list of 'argument: value' lines, not {p.schedule_args!r}")
+    for p in r.phases:
+        _number(r, "a phase's share", p.share); _number(r, "a phase's lr", p.lr)
+        if p.schedule and r.restart != "phase": _bad(r, "a phase has a schedule of its own, so say restart: phase")
+
+# %% ../../nbs/api/recipes/00_recipe.ipynb #7b6f6bfe
+def _check_rates(r, put):
+    if not isinstance(r.search, (list, tuple)) or not r.search: _bad(r, "search must be a list of rates")
+    put("search", tuple(_float(x) for x in r.search))
+    if r.lr is not None: put("lr", _float(r.lr))
+    for x in (*r.search, *([] if r.lr is None else [r.lr])): _number(r, "a learning rate", x)
+    if r.momentum is None: return
+    if not isinstance(r.momentum, (list, tuple)) or len(r.momentum) != 3:
+        _bad(r, f"momentum must be three numbers (start, lowest, end), not {r.momentum!r}")
+    for m in r.momentum: _number(r, "momentum", m, 0, .9999, open_=False)
+    put("momentum", tuple(float(m) for m in r.momentum))
+
+def _check_extra(r, put, k):
+    "A field that holds fields of its own: unknown ones are errors, missing ones get their defaults."
+    v, defaults = getattr(r, k), _EXTRAS[k]
+    if v is None: return
+    if not isinstance(v, dict): _bad(r, f"{k} must hold fields {', '.join(defaults)}, not {v!r}")
+    for f in v:
+        if f not in defaults: _bad(r, f"{k}: {unknown_name('field', f, defaults)}")
+    put(k, defaults | v)
+    for f, x in getattr(r, k).items():
+        if f != "merge": _number(r, f"{k}: {f}", x, open_=f in ("r", "checks", "patience", "lora_alpha"))
 
 _DEFAULTS = Recipe("x").to_dict()
 _PHASE = _plain(asdict(Phase()))
+
+# %% ../../nbs/api/recipes/00_recipe.ipynb #8b1ae0d6
+@patch
+def __add__(self:Recipe, other) -> Recipe:
+    "This recipe with what `other` changes; an error if both change the same field to different values."
+    if not isinstance(other, Recipe): return NotImplemented
+    mine, theirs = self.to_dict(), other.to_dict()
+    changed = {k for k in other._changed() if k not in ("name", "about", "search", "lr")}
+    for k in changed & set(self._changed()):
+        if mine[k] != theirs[k]:
+            raise RecipeError(f"'{self.name} + {other.name}': both set '{k}' ({mine[k]} and {theirs[k]}); change one "
+                              "of them, or write the recipe out")
+    about = "; ".join(a for a in (self.about, other.about) if a)
+    return replace(self, name=f"{self.name} + {other.name}", about=about, **{k: getattr(other, k) for k in changed},
+                   lr=self.lr or other.lr)

@@ -111,7 +111,7 @@ def fit_lm(
     lr, # peak rate of the last group
 ): # -> the FollowPlan callback, with .plan, .rates and .losses
     "Train a language model by the plan of `TARGET`."
-    plan = make_plan(TARGET.with_lr(lr), learn.groups, steps)
+    plan = make_plan(TARGET.with_lr(lr), learn.groups, steps=steps)
     learn.wd = TARGET.weight_decay
     learn.create_opt()
     follow = FollowPlan(plan, learn.groups)

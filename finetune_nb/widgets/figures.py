@@ -117,7 +117,7 @@ def _plan(recipe, steps, groups):
     # Norm layers of frozen groups train under some recipes, so the plan has to know who has any.
     made = [LayerGroup(n, modules=[nn.BatchNorm2d(1)] if norm else []) for n, norm in zip(cut["names"], cut["norms"])]
     found = find_recipe(recipe)
-    return make_plan(found if found.lr else found.with_lr(.01), made, steps)
+    return make_plan(found if found.lr else found.with_lr(.01), made, steps=steps)
 
 # %% ../../nbs/api/widgets/03_figures.ipynb #5a3c8526
 def _draw_timeline(fig, recipe, steps, at, groups):

@@ -11,6 +11,7 @@ from importlib import import_module
 import numpy as np
 
 from ...core.errors import TaskError, unknown_name
+from ..mapped import Rows
 
 # %% ../../../nbs/api/data/modalities/00_modality.ipynb #97ac6ac4
 class Picked:
@@ -18,8 +19,12 @@ class Picked:
     def __init__(self, items, index): self.items, self.index = items, np.asarray(index)
     def __len__(self): return len(self.index)
     @property
+    def file(self): return getattr(self.items, "file", None)  # that they lie in; None if they are in memory
+    @property
     def native(self): return self.items.native
-    def fit(self, input): return self.items.fit(input)[self.index]
+    def fit(self, input):
+        x = self.items.fit(input)
+        return x[self.index] if self.file is None else Rows(x, self.index)
 
 def pick(
     items, # a holder
@@ -46,6 +51,8 @@ class Modality:
     def transforms(self, input, augment) -> list: return []  # fastai transforms of a whole batch
     def shown(self, x, input): return x  # one input as fastai's show methods take it
     def prepare(self, items, input): raise NotImplementedError  # items as people have them, as a network wants them
+    def save_items(self, items, file): raise NotImplementedError  # for a stored task; file: Path without an ending
+    def load_items(self, file): raise NotImplementedError  # the holder again
     def content(self, items, y): raise NotImplementedError  # plain data that names items and their targets exactly
     def keys(self, holders) -> list: raise NotImplementedError  # equal items, equal keys; None for a blank item
     def signatures(self, holders): raise NotImplementedError  # [N, D], rows of length 1: near copies are close

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch.nn.utils.rnn import pad_sequence
 
 from ...core.errors import ModelError
+from ...core.files import read_json, write_json
 from ...core.seeds import rng
 from .modality import Modality
 
@@ -105,6 +106,8 @@ class TextModality(Modality):
         return text_ids(items, input)
 
     def content(self, items, y): return [list(zip(items.texts, y.tolist()))]
+    def save_items(self, items, file): write_json(file.with_suffix(".json"), list(items.texts))
+    def load_items(self, file): return Texts(read_json(file.with_suffix(".json")))
 
 TEXTS = TextModality()
 

@@ -6,17 +6,14 @@
 __all__ = ['image_folder']
 
 # %% ../../../nbs/api/data/readers/01_folder.ipynb #d07efb8b
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from ...core.errors import TaskError
 from ...core.files import content_hash
-from ...core.progress import progress
-from ..modalities.image import IMAGES, ArrayImages, read_image
+from ..modalities.image import IMAGES
+from ..modalities.modality import pick
 from .formats import IMAGE_SUFFIXES, check_splits, complete_splits, split_named
+from .pictures import read_pictures, refuse_bad
 from ..targets.classes import Classes
 from ..task import Task
 
@@ -55,20 +52,13 @@ def _find(path):
     return names, [(split, y, f) for split, c in found.items() for y, files in enumerate(c.values()) for f in files]
 
 def _read_all(path, files, size, skip_bad, quiet):
-    "(split -> rows of (class, uint8 [3, size, size], sha256), number of files left out)"
-    if (need := len(files) * 3 * size * size) > 8e9:
-        raise TaskError(f"{path}: {len(files)} images of {size} pixels need {need/1e9:.0f} GB of memory. Choose a smaller size (--size)")
-    with ThreadPoolExecutor() as pool:
-        got = list(progress(pool.map(lambda f: read_image(f[2], size), files), len(files), what="reading photos", quiet=quiet or len(files) < 2000))
-    bad = [(f, r) for (*_, f), r in zip(files, got) if isinstance(r, str)]
-    if bad and not skip_bad:
-        shown = "; ".join(f"{f.relative_to(path)} ({why})" for f, why in bad[:5]) + (f"; and {len(bad) - 5} more" if len(bad) > 5 else "")
-        raise TaskError(f"{path}: {len(bad)} of {len(files)} files cannot be read as images: {shown}. "
-                        "Mend or remove them, or skip them (--skip-bad)")
+    "(holder of all images, split -> rows of (class, position, sha256), number of files left out)"
+    def name(): return [[str(f.relative_to(path)), (s := f.stat()).st_size, s.st_mtime_ns] for *_, f in files], str(path.resolve())
+    holder, keys = read_pictures(len(files), lambda i: files[i][2], size, name=name, quiet=quiet)
+    good = refuse_bad(keys, lambda i: files[i][2].relative_to(path), path, skip_bad)
     rows = {s: [] for s, *_ in files}
-    for (s, y, _), r in zip(files, got):
-        if not isinstance(r, str): rows[s].append((y, *r))
-    return rows, len(bad)
+    for i in good: rows[files[i][0]].append((files[i][1], i, keys[i]))
+    return holder, rows, len(files) - len(good)
 
 # %% ../../../nbs/api/data/readers/01_folder.ipynb #c7f56de2
 def image_folder(
@@ -81,11 +71,11 @@ def image_folder(
     path = Path(path).expanduser()
     if not path.is_dir(): raise TaskError(f"no such folder: {path}")
     names, files = _find(path)
-    target, rows, left_out = Classes(names), *_read_all(path, files, size, skip_bad, quiet)
+    target, (holder, rows, left_out) = Classes(names), _read_all(path, files, size, skip_bad, quiet)
     splits, how = complete_splits(rows, target)
     check_splits(splits, target, path, "no image", f"it needs more photos ({how})")
     return Task(path.resolve().name, IMAGES, target,
-                {s: ArrayImages(torch.from_numpy(np.stack([x for _, x, _ in rows]))) for s, rows in splits.items()},
+                {s: pick(holder, [i for _, i, _ in rows]) for s, rows in splits.items()},
                 {s: [y for y, *_ in rows] for s, rows in splits.items()},
                 source=f"image folder {path.name}; {how}" + (f"; {left_out} unreadable files left out" if left_out else ""),
                 licence="the owner's", augment=True,

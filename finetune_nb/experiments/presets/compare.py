@@ -19,7 +19,7 @@ from ..study import Study
 
 # %% ../../../nbs/api/experiments/presets/00_compare.ipynb #c67159ef
 def compare_study(
-    task, # name of a task, a folder of photos, or a csv file of texts
+    task, # as for `load_task`
     recipes=None, # names, sums such as "gradual + l2_sp", YAML files or Recipe objects; None for the basic six
     *,
     labels=10, # label budget (labelled training items per class); None for all
@@ -182,7 +182,7 @@ def plot(
 
 # %% ../../../nbs/api/experiments/presets/00_compare.ipynb #cead594c
 def compare(
-    task, # name of a task, a folder of photos, or a csv file of texts
+    task, # as for `load_task`
     recipes=None, # names, sums such as "gradual + l2_sp", YAML files or Recipe objects; None for the basic six
     *,
     labels=10, # label budget (labelled training items per class); None for all
@@ -203,8 +203,9 @@ def compare(
     "Measure `recipes` against each other on `task`: same labels, same steps, same search for a learning rate."
     from finetune_nb.core.settings import settings
     from finetune_nb.data.baseline import baseline_scores
-    from finetune_nb.data.registry import load_task
+    from finetune_nb.data.registry import load_task, task_name
     settings(settings_file, profile=profile, seeds=seeds)
+    task = task_name(task, size=size, skip_bad=skip_bad)
     given = dict(reference=reference, margin=margin, rates=rates, model=model and str(model),
                  weights=weights and str(weights), size=size, bs=bs, skip_bad=skip_bad or None)
     compare_study(task, recipes, labels=labels, **given)  # recipes are checked before the data are read
@@ -246,7 +247,7 @@ class LabelCurve(GetAttr):
 def _unit(result): return next(iter(result.about["facts"].values()))["unit"]
 
 def label_curve(
-    task, # name of a task, a folder of photos, or a csv file of texts
+    task, # as for `load_task`
     recipes=None, # as for `compare`
     *,
     budgets=(1, 3, 10, 30), # label budgets, in the unit of the task's target
@@ -260,6 +261,8 @@ def label_curve(
 ) -> LabelCurve:
     "Measure `recipes` with several numbers of labels."
     from dataclasses import replace
+    from finetune_nb.data.registry import task_name
+    task = task_name(task, size=shared.get("size"), skip_bad=shared.get("skip_bad"))
     one = compare_study(task, recipes, labels=budgets[0], reference=reference, **shared)
     arms = {f"{r}, {n} labels": given | dict(labels=n) for n in budgets for r, given in one.arms.items()}
     study = replace(one, name=_short(task), arms=arms, reference=f"{one.reference}, {budgets[0]} labels",

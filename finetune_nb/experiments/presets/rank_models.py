@@ -134,7 +134,7 @@ def candidates(
 
 # %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #6ab6f022
 def scores_study(
-    task, # name of a task, or a folder of photos
+    task, # as for `load_task`
     models:list, # names or folders
     *,
     labels=10, # labelled training images per class
@@ -148,7 +148,7 @@ def scores_study(
 
 # %% ../../../nbs/api/experiments/presets/01_rank_models.ipynb #55285e0d
 def rank_models(
-    task, # name of a task, or a folder of photos
+    task, # as for `load_task`
     models=None, # names or folders; None for all bundled image networks
     *,
     labels=10, # labelled training images per class, at least 2; nothing else is looked at
@@ -161,8 +161,8 @@ def rank_models(
 ): # -> DataFrame: one row per model, the best by the mean of the ranks first
     "Score pre-trained models on the labelled images of `task`, without training any."
     import pandas as pd
-    from finetune_nb.data.registry import load_task
-    models = candidates(models, scores)
+    from finetune_nb.data.registry import load_task, task_name
+    models, task = candidates(models, scores), task_name(task, size=size, skip_bad=skip_bad)
     load_task(task, size, skip_bad)
     study = scores_study(task, models, labels=labels, scores=scores, size=size, skip_bad=skip_bad)
     result = run_study(study, seeds=[seed], settings_file=settings_file, quiet=quiet)
