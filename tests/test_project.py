@@ -35,7 +35,7 @@ def documents(folder, n=12):
     return folder
 
 
-MAKE = {"image": lambda tmp: pictures(tmp/"shapes"), "text": lambda tmp: texts(tmp/"said.csv"), "rag": lambda tmp: documents(tmp/"lamps")}
+MAKE = {"image": lambda tmp: pictures(tmp/"shapes"), "text": lambda tmp: texts(tmp/"said.csv"), "rag": lambda tmp: documents(tmp/"lamps"), "task": lambda tmp: "angles"}
 
 
 def run(project, tmp, limit=400, **env):
@@ -64,7 +64,7 @@ def test_from_data_to_report(tmp_path, kind):
     done = run(project, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(project/"report.html")) and "[1/" in done.stderr
-    html = sound(project, "To take away", *dict(image=["The data", "The network", "The recipes", "The classifier"], text=["The data", "The model", "The recipes", "The classifier"], rag=["Documents and questions", "Searching", "Retrieval or fine-tuning?"])[kind])
+    html = sound(project, "To take away", *dict(image=["The data", "The network", "The recipes", "The classifier"], text=["The data", "The model", "The recipes", "The classifier"], task=["The data", "The recipes", "The network"], rag=["Documents and questions", "Searching", "Retrieval or fine-tuning?"])[kind])
     assert "<title>mine: " in html
     if kind == "rag":
         from finetune_nb.retrieval.retriever import Retriever
@@ -73,9 +73,12 @@ def test_from_data_to_report(tmp_path, kind):
         return
     from finetune_nb.models.bundle import load_bundle
     bundle = load_bundle(project/"bundle")
+    assert {p.name for p in (project/"reports").iterdir()} == {"audit", "compare"}
+    if kind == "task":
+        assert "baseline without a network" in html and bundle.target.measured_in == "degrees"
+        return
     said = bundle.predict([str(tmp_path/"shapes"/"round"/"3.png")] if kind == "image" else ["rain with wind today"])
     assert said[0][0] in bundle.target.vocab and set(bundle.target.vocab) == (dict(image={"round", "square", "flat"}, text={"weather", "food"})[kind])
-    assert {p.name for p in (project/"reports").iterdir()} == {"audit", "compare"}
 
 
 def test_questions_and_a_reader_of_ones_own(tmp_path):
@@ -126,7 +129,7 @@ def test_from_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize("args, words", [
-    (("--kind", "image", "--data", "lamps"), "12 documents; a project of kind image needs a folder with a folder of pictures for each class. --kind rag would fit"),
+    (("--kind", "image", "--data", "lamps"), "12 documents; a project of kind image needs a folder with one folder of pictures per class. --kind rag would fit"),
     (("--kind", "text", "--data", "lamps"), "--kind rag would fit"),
     (("--kind", "rag", "--data", "none"), "no such file or folder"),
     (("--kind", "sound", "--data", "lamps"), "invalid choice: 'sound'"),

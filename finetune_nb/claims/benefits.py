@@ -22,7 +22,8 @@ def study(name, shared, margin=.01, **more):
         shared=dict(model=NET, steps=96) | shared, trials=more.get("trials", 3), margin=margin, profiles=profiles))
 
 # %% ../../nbs/api/claims/01_benefits.ipynb #5f3155f7
-def curve_of(result, arm):
+def curve_of(result, arm) -> list: # per seed: (step, what runs are chosen by)
+    "The validation curves of an arm."
     return [[(p["step"], p[result.choose_by]) for p in r["results"].get("curve", [])] for r in result.records[arm]]
 
 def steps_to(curve, target, most): # -> steps, interpolated; `most` if the target is never reached
@@ -37,7 +38,7 @@ def steps_to(curve, target, most): # -> steps, interpolated; `most` if the targe
 
 # %% ../../nbs/api/claims/01_benefits.ipynb #333d456b
 def race(slow, fast, per_step=None):
-    "A function of the result: for each seed the steps (or operations) that `fast` and `slow` need to reach what `slow` has reached at its end."
+    "A function of the result: steps (or operations) that `fast` and `slow` need for what `slow` reaches at its end."
     def values(result):
         out = []
         for a, b in zip(curve_of(result, fast), curve_of(result, slow)):
@@ -53,7 +54,7 @@ def race(slow, fast, per_step=None):
 
 # %% ../../nbs/api/claims/01_benefits.ipynb #c29b5bfb
 def worth(labels, rich, poor, at):
-    "A function of the result: how many labels per class the arm `poor` needs for what `rich` reaches with `at` of them, as a factor in powers of two; never beyond the largest budget measured."
+    "A function of the result: how many times `at` labels the arm `poor` needs for what `rich` reaches, in doublings."
     def values(result):
         a = []
         for i in range(len(result.seeds)):
@@ -70,7 +71,9 @@ def worth(labels, rich, poor, at):
 LETTERS = dict(capitals="ԱԲԳԴԵԶԷԸԹԺ", small="աբգդեէըթժի", georgian="აბგდევზთიკ")  # ten of each script
 _CURVE = (1, 3, 10, 30)
 
-def letters(script): return [f"{c} U+{ord(c):04X}" for c in LETTERS[script]]  # as the task `scripts` names its classes
+def letters(script) -> list: # of names
+    "Ten letters as the task `scripts` names them."
+    return [f"{c} U+{ord(c):04X}" for c in LETTERS[script]]
 
 # %% ../../nbs/api/claims/01_benefits.ipynb #44e4f319
 BENEFITS = (

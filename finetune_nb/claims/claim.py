@@ -12,7 +12,6 @@ from ..core.errors import FinetuneError, unknown_name
 from ..core.figures import COLOURS, dots_and_intervals
 from ..experiments.stats import contrast, family
 from ..experiments.engine import run_study
-from ..experiments.study import Study
 
 # %% ../../nbs/api/claims/00_claim.ipynb #1d696d6b
 EXPECT = ("more", "less", "same")
@@ -103,7 +102,7 @@ class Finding:
     def n(self): return len(self.result.seeds)
 
     def table(self):
-        "One row per predicted difference: what was measured, with interval, corrected p, outcome, and how many seeds it would take to tell."
+        "One row per predicted difference: measured, interval, corrected p, outcome, seeds that it would take to tell."
         import pandas as pd
         def show(r, x): return None if x is None else r["scale"] * x
         return pd.DataFrame(
@@ -154,7 +153,7 @@ def plot_differences(
     rows, # of a Finding
     ax, # matplotlib axes
 ):
-    "Predicted differences, each scaled to its own interval's reach, because units differ; the numbers are written beside."
+    "Predicted differences, each scaled to its own interval, since units differ; the numbers are written beside."
     import textwrap
     colours = {"as predicted": COLOURS[2], "opposite": COLOURS[3], "no difference": COLOURS[5], "undecided": COLOURS[6]}
     for y, r in enumerate(rows):

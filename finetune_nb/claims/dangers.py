@@ -12,7 +12,9 @@ from .benefits import BENEFITS, study
 from .claim import Claim, Contrast
 
 # %% ../../nbs/api/claims/03_dangers.ipynb #b406659b
-def gap(r): return r["train_accuracy"] - r["test_accuracy"] if "train_accuracy" in r else None
+def gap(r) -> float: # None where it was not measured
+    "How much better a run does on what it was trained on."
+    return r["train_accuracy"] - r["test_accuracy"] if "train_accuracy" in r else None
 
 def shift_mean(r):
     "Mean accuracy over the shifted test sets of a run."

@@ -7,7 +7,6 @@ __all__ = ['save_claims']
 
 # %% ../../nbs/api/claims/06_report.ipynb #e7077c35
 from html import escape
-from pathlib import Path
 
 from .run import PARTS
 from ..core.files import writable_folder, write_json, write_text
@@ -50,8 +49,10 @@ def _counts(found):
     table = pd.DataFrame([dict(claim=f.claim.statement, verdict=f.verdict, seeds=f.n) for f in found])
     n = ", ".join(f"{sum(f.verdict == v for f in found)} {v}" for v in VERDICTS if any(f.verdict == v for f in found))
     return (
-        f'''<p>{len(found)} claims: {n}.</p><p class="small">A claim predicts differences. Each is paired by seed and tested by a t test; Holm's method corrects for all differences of the claim. "No difference" means that the difference lies within
-a margin named beforehand. Rates were searched with equal effort for every arm, on validation data of a seed that is not reported.</p>'''
+        f'''<p>{len(found)} claims: {n}.</p><p class="small">A claim predicts differences.
+Each is paired by seed and tested by a t test; Holm's method corrects for all differences of the claim.
+"No difference" means that the difference lies within a margin named beforehand. Learning rates were searched with equal
+effort for every arm, on validation data of a seed that is not reported.</p>'''
         + str(html_table(table, index=False)))
 
 def _section(f, pictures):

@@ -35,8 +35,9 @@ def _doctor(a):
 # %% ../../nbs/api/cli/01_grading.ipynb #c1100019
 @command("new",
          arg("folder", metavar="NAME", help="folder to be made"),
-         arg("--kind", required=True, choices=["image", "text", "rag"],
-             help="image: a folder of class folders; text: a table of texts and classes; rag: a folder of documents"),
+         arg("--kind", required=True, choices=["image", "text", "rag", "task"],
+             help="image: a folder of class folders; text: a table of texts and classes; rag: a folder of documents; "
+                  "task: a name of list tasks"),
          arg("--data", metavar="PATH", help="your data; default: what comes with the kit"),
          arg("--questions", metavar="FILE", help="rag: csv with columns question, answer and, if known, passage"),
          arg("--text", metavar="COLUMN", help="text: column that holds the texts"),

@@ -34,7 +34,8 @@ class Neighbours:
     dials = (1, 5, 15)  # neighbours
     def answers(self, x, y, asked): # [N, D], [N, n_outputs], [M, D] -> one array [M, n_outputs] for each dial
         from sklearn.neighbors import NearestNeighbors
-        order = NearestNeighbors(n_neighbors=min(max(self.dials), len(x))).fit(x).kneighbors(asked, return_distance=False)
+        found = NearestNeighbors(n_neighbors=min(max(self.dials), len(x))).fit(x)
+        order = found.kneighbors(asked, return_distance=False)
         return [y[order[:, :k]].mean(1) for k in self.dials]
 
 @dataclass
@@ -51,8 +52,9 @@ def baseline(
     self:Target,
     task, # a Task of this target
 ): # with answers(x, y, asked), `dials` and `about`
-    "The method for the plain features of the task's items: neighbours where they are dense, a linear one where they are counts."
-    return Linear() if hasattr(task.modality.plain_features([pick(task.items["valid"], [0])])[0], "tocsr") else Neighbours()
+    "The method for the plain features of the task's items: neighbours if they are dense, a linear one if they are counts."
+    one, = task.modality.plain_features([pick(task.items["valid"], [0])])
+    return Linear() if hasattr(one, "tocsr") else Neighbours()
 
 # %% ../../nbs/api/data/08_baseline.ipynb #cb7fce98
 def baseline_scores(

@@ -64,7 +64,7 @@ def median_ci(
     values, # numbers
     level=0.95, # of confidence
 ): # -> (median, low, high, level reached)
-    "Median with a distribution-free interval from order statistics; with few values the widest there is, and the level that it has."
+    "Median with an interval from order statistics; with few values the widest there is, and the level that it has."
     v = np.sort(np.asarray(values, float))
     n, k = len(v), max(1, int(stats.binom.ppf((1 - level)/2, len(v), .5)))
     return float(np.median(v)), float(v[k - 1]), float(v[n - k]), float(1 - 2*stats.binom.cdf(k - 1, n, .5))
@@ -246,7 +246,7 @@ def _cost_of(arm, seconds, cost, result, s):
 def pareto(
     points, # anything that `cost_points` takes
     **kwargs, # of `cost_points`
-): # -> DataFrame by cost: name, cost, mean, low, high, status ("front", "undecided", "dominated"), by (the best of those that dominate)
+): # -> DataFrame by cost: as `cost_points`, status (front, undecided, dominated), by (the best that dominates it)
     "Which points are worth their cost."
     d = cost_points(points, **kwargs)
     sign = _metric(d).sign
@@ -274,7 +274,7 @@ def plot_pareto(
     ax=None, # matplotlib axes to draw on
     **kwargs, # of `cost_points`
 ): # -> matplotlib axes
-    "What is reached over what it costs (logarithmic) with 95 % intervals; the front as a line, what is surely dominated hollow."
+    "What is reached over its cost (logarithmic) with 95 % intervals; the front as a line, what is dominated hollow."
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
     d, given = pareto(points, **kwargs), cost_points(points, **kwargs)

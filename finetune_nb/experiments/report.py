@@ -7,18 +7,16 @@ __all__ = ['conclusions', 'save_report', 'summary']
 
 # %% ../../nbs/api/experiments/09_report.ipynb #5ebab67b
 from html import escape
-from pathlib import Path
 
 from ..core.files import writable_folder, write_json, write_text
 from ..core.html import Markup, html_facts, html_list, html_picture, html_table, save_figures, write_page
 from .cost import cost_points, plot_pareto
-from .result import Result
 
 # %% ../../nbs/api/experiments/09_report.ipynb #584b5402
 def conclusions(
     given, # a Result or a view of one
 ) -> list: # of lines
-    "One line for each arm against the reference, with interval, corrected p and verdict; then what went wrong, and what a baseline without a network reaches."
+    "A line per arm: verdict, interval, corrected p; then what went wrong, and what is reached without a network."
     result = getattr(given, "result", given)
     out = [_line(c, result) for c in result.contrasts()]
     for a in result.arms:
@@ -115,8 +113,10 @@ def _page(path, given, result, pictures):
     write_page(path, study.name, heading=heading, body=Markup("\n".join(body)))
 
 def _rule(result, m):
-    return f'''<p class="small">Differences are paired by seed and taken against {escape(result.reference)}; verdicts are corrected by Holm's method as one family.
-"No difference" means within ±{escape(m.points(result.margin, sign=False))}, named beforehand, and is asked first. Intervals are for one comparison at a time.</p>'''
+    return f'''<p class="small">Differences are paired by seed and taken against
+{escape(result.reference)}; verdicts are corrected by Holm's method as one family.
+"No difference" means within ±{escape(m.points(result.margin, sign=False))}, named beforehand, and is asked first.
+Intervals are for one comparison at a time.</p>'''
 
 # %% ../../nbs/api/experiments/09_report.ipynb #98e782c2
 def _search(result):

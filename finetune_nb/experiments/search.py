@@ -13,7 +13,7 @@ from fastcore.basics import patch
 
 from ..core.errors import FinetuneError
 from ..core.seeds import rng
-from .study import Arm, Study
+from .study import Arm
 from ..recipes.library import search_grid
 
 # %% ../../nbs/api/experiments/05_search.ipynb #75dfe263

@@ -117,7 +117,7 @@ def contrast(
     higher_is_better=True, # False for losses
     name="", # for tables and plots
 ) -> dict: # of plain types
-    "Paired difference `arm` minus `reference`: interval, t and sign-flip p-values, equivalence (two one-sided tests; Schuirmann, 1987), seeds needed, verdict."
+    "Paired difference with interval, t and sign-flip p, equivalence (TOST; Schuirmann, 1987), seeds needed, verdict."
     if len(arm) != len(reference):
         raise FinetuneError(
             f"a paired comparison needs the same seeds in both arms, got {len(arm)} and {len(reference)}")
@@ -181,7 +181,7 @@ def family(
     contrasts,
     alpha=0.05, # chance that the family contains any false better or worse; and, separately, any false no difference
 ): # -> list of the contrasts with p_holm, p_equivalence_holm, family_size and the final verdict
-    "Holm's correction over a family (Holm, 1979), once for differences and once for equivalence. A comparison without a test still counts."
+    "Holm's correction (1979), for differences and for equivalence. A comparison without a test still counts."
     rows = ([c | {"name": name} for name, c in contrasts.items()] if isinstance(contrasts, dict)
             else [dict(c) for c in contrasts])
     if not rows: return []
@@ -202,7 +202,8 @@ def ranking(
     n=2000, # resamples
     higher_is_better=True, # False for losses
 ): # -> DataFrame: mean, rank, rank_low, rank_high, best, seeds, failed
-    "Mean rank of each arm with a 95 % bootstrap interval over seeds (paired), and how often it comes out best. A seed that failed in any arm is left out for all."
+    "Mean rank of each arm with a 95 % bootstrap interval over paired seeds, and how often it comes out best."
+    # A seed that failed in any arm is left out for all.
     import pandas as pd
     v = [list(x) for x in values.values()]
     if not v or len({len(x) for x in v}) > 1:
@@ -218,7 +219,7 @@ def ranking(
                             rng=seed).bootstrap_distribution
     # ties share a rank; sums differ in the last bit
     ranks = lambda m: stats.rankdata((-m if higher_is_better else m).round(12), axis=0)
-    of, low, high = ranks(drawn), *np.quantile(ranks(drawn), [.025, .975], axis=1, method="closest_observation")
+    low, high = np.quantile(ranks(drawn), [.025, .975], axis=1, method="closest_observation")
     first = drawn.round(12) == (drawn.max(0) if higher_is_better else drawn.min(0)).round(12)
     frame = pd.DataFrame(dict(mean=whole.mean(1), rank=ranks(whole.mean(1)), rank_low=low, rank_high=high,
                               best=(first / first.sum(0)).mean(1), seeds=whole.shape[1],

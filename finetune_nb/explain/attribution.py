@@ -132,11 +132,11 @@ def _prepare(learn, x, target):
         raise FinetuneError(
             f"attributions need a batch {shape}, got shape {list(x.shape)}; pick_items(learn, [0, 1]) makes one")
     with eval_mode(model): logits = model(x)
-    predicted, names = logits.argmax(1).tolist(), learn.task.target.vocab
+    predicted, names = logits.argmax(1).tolist(), learn.task.target.output_names
     target = predicted if target is None else [int(t)
                                                for t in (target if hasattr(target, "__len__") else [target]*len(x))]
     if len(target) != len(x) or not all(0 <= t < len(names) for t in target):
-        raise FinetuneError(f"target needs one class number from 0 to {len(names) - 1} for each of the {len(x)} "
+        raise FinetuneError(f"target needs one output number from 0 to {len(names) - 1} for each of the {len(x)} "
                             f"inputs, got {target[:8]}")
     return x, target, predicted, logits[range(len(x)), target].cpu().numpy()
 
@@ -214,7 +214,7 @@ def gradcam(
             maps = attr.LayerGradCam(learn.model, tap).attribute(x.clone(), target=target, relu_attributions=relu)
     finally: handle.remove()
     values = F.interpolate(maps.detach(), x.shape[-2:], mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
-    return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.target.vocab,
+    return Attribution(f"Grad-CAM, {name}", x, values, target, score, None, predicted, learn.task.target.output_names,
                        images=_pictures(learn, x))
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #7c1d2d6c
@@ -261,7 +261,7 @@ def integrated_gradients(
     base = base[range(len(x)), target]
     return Attribution(**dict(method="integrated gradients", inputs=x, values=values.detach().float().cpu().numpy(),
                               target=target, score=score, base=base.cpu().numpy(),
-                              predicted=predicted, classes=learn.task.target.vocab) | more)
+                              predicted=predicted, classes=learn.task.target.output_names) | more)
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #113d2d99
 def _of_images(attr, learn, x, baseline, about):

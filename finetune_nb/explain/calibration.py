@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core.errors import FinetuneError
 from ..core.figures import dots_and_intervals, style
 from ..core.seeds import rng
-from .layers import split_dl
+from .layers import need_learner, split_dl
 from ..models.architecture import compute_threads, threads_for
 from ..training.score import eval_mode
 
@@ -218,6 +218,8 @@ def calibration(
     limit=0, # items of `split` at most; 0 for all
 ) -> Calibration: # with .table() and .plot()
     "Calibration on a split, as given and with a temperature fitted on the validation split alone."
+    need_learner(learn)
+    learn.task.require("calibration", target="classes")
     valid, y = predict_logits(learn, "valid")
     t = fit_temperature(valid, y)
     return Calibration(split, *predict_logits(learn, split, limit=limit), t,

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core.errors import FinetuneError
 from ..core.figures import COLOURS, dots_and_intervals, margin_band
 from .calibration import predict_logits
-from .layers import weights_of
+from .layers import need_learner, weights_of
 
 # %% ../../nbs/api/explain/03_confusion.ipynb #9d2d6d69
 if TYPE_CHECKING: from pandas import DataFrame
@@ -173,6 +173,8 @@ def confusions(
     names=("before", "after"), # of the two, for headings
 ) -> Confusions:
     "The answers of two networks, or of one network at two times, to the items of a split."
+    need_learner(after)
+    after.task.require("a confusion matrix", target="classes")
     logits, y = predict_logits(after, split)
     if isinstance(before, dict):
         with weights_of(after.model, before): first = predict_logits(after, split)[0].argmax(1)

@@ -194,12 +194,14 @@ def probe(
     x_valid, y_valid, # those to score on
     *,
     C=1.0, # inverse strength of the penalty; fixed, so that nothing is chosen by looking
-) -> float: # accuracy, 0..1
-    "Accuracy of logistic regression on standardised activations (linear probes: Alain and Bengio, 2016)."
+) -> float: # accuracy, 0..1; of numbers and of several labels R2, up to 1
+    "How well a linear probe reads the labels from standardised activations (Alain and Bengio, 2016)."
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    if np.ndim(y) > 1 or np.asarray(y).dtype.kind == "f":
+        return float(make_pipeline(StandardScaler(), Ridge(1/C)).fit(x, y).score(x_valid, y_valid))
     if len(np.unique(y)) < 2: raise FinetuneError("a probe needs at least two classes among the training labels")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -226,7 +228,7 @@ def layer_changes(
         with weights_of(learn.model, state):
             for split in ("valid", "train")[:2 if probes else 1]:
                 got[when, split] = activations(learn, split, groups=groups, limit=limit, grid=grid)
-    (a, y), (b, _) = got["before", "valid"], got["after", "valid"]
+    (a, _), (b, _) = got["before", "valid"], got["after", "valid"]
     def row(g):
         out = dict(layer=g.name, parameters=g.size, moved=moved[g.name],
                    cka=cka(a[g.name], b[g.name], unbiased=unbiased) if g.name in a else float("nan"))

@@ -19,7 +19,8 @@ from .prepare import PICTURES, SPLIT_OF, class_files, fits, look_at, texts_from
 KINDS = {"image": "a folder with one folder of pictures per class",
          "text": "a csv, tsv, json or jsonl file of texts and their classes, a folder with train and test files of "
                  "that sort, or a folder of .txt files for each class",
-         "rag": "a folder of .md, .txt, .pdf or .csv documents, or a SQuAD file"}
+         "rag": "a folder of .md, .txt, .pdf or .csv documents, or a SQuAD file",
+         "task": "the name of a task that comes with the kit"}
 TEMPLATES = Path(finetune_nb.__file__).parent/"projects"/"templates"
 FEWEST = 4  # items per class: one to choose learning rates on, one to test, two to learn from
 _PARAMETERS = "# Parameters"  # begins the cell that is filled in
@@ -63,6 +64,7 @@ def check_data(
     if kind not in KINDS: raise FinetuneError(unknown_name("kind of project", kind, KINDS))
     for name, given, of in (("--questions", questions, "rag"), ("--text", text, "text"), ("--label", label, "text")):
         if given is not None and kind != of: raise FinetuneError(f"{name} is for projects of kind {of}, not {kind}")
+    if kind == "task": return _check_task(data)
     path, found = Path(data).expanduser(), look_at(Path(data))
     could = fits(path)
     if kind not in could:
@@ -72,6 +74,14 @@ def check_data(
 
 def _listed(found):
     return ", ".join(f"{n} {k if k != 'other' else 'other files'}" for k, n in found.most_common()) or "no files"
+
+def _check_task(name):
+    from finetune_nb.data.registry import TASKS, load_task
+    if str(name) not in TASKS: raise TaskError(unknown_name("task", name, TASKS))
+    task, target = load_task(name), load_task(name).target
+    return (dict(DATA=str(name), LABELS=min(task.max_budget, 300)),
+            [f"labels: {target.name}, measured by {', '.join(m.name for m in target.metrics.values())}",
+             ", ".join(f"{len(y):,} {s}" for s, y in task.targets.items()) + f" ({task.source})"], {})
 
 # %% ../../nbs/api/projects/01_new.ipynb #9f2aec1e
 def _enough(counts, path, what):
@@ -160,9 +170,9 @@ def _check_documents(path, questions, text, label):
 # %% ../../nbs/api/projects/01_new.ipynb #05639132
 def new_project(
     folder, # to be made: not there yet, or empty
-    kind, # image, text or rag
+    kind, # image, text, rag or task
     *,
-    data=None, # file or folder; None for what comes with the kit
+    data=None, # file or folder, or the name of a task; None for what comes with the kit
     questions=None, # csv of questions, for rag
     text=None, # column of texts in a table
     label=None, # column of classes in a table

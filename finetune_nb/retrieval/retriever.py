@@ -367,7 +367,7 @@ def at_recall(
     keep = {judged[i] for i in order[:round(recall*len(judged))]}
     out = []
     for i, (hits, gold) in enumerate(zip(results, golds)):
-        def strangers(known, n): return _strangers(passages, known, n, seed, i)
+        def strangers(known, n, i=i): return _strangers(passages, known, n, seed, i)
         now = _with(hits, gold, k, where, strangers) if i in keep else _without(hits, gold, k, strangers)
         out.append([Hit(p, s, n) for n, (p, s) in enumerate(now, 1)])
     return out

@@ -13,7 +13,7 @@ from functools import cache
 
 from ..core.seeds import rng
 from .world import (UNKNOWN, Fact, Passage, ask, ask_gap, ask_two, name_words, names, openings,
-                                      record, say, schema, unanswerable, ways)
+                                      record, say, schema, as_unanswerable, ways)
 
 # %% ../../nbs/api/worlds/01_reading.ipynb #e5883065
 DOC, ASK, ANSWER, END, PAD, UNSEEN = SPECIALS = ("[doc]", "[ask]", "[answer]", "[end]", "[pad]", "[unseen]")
@@ -249,4 +249,4 @@ def _without_answer(g, fact, known, part, split):
     other = [a for a in schema()[fact.kind] if (fact.subject, a) not in there]
     if other and g.random() < .5: f = replace(fact, attribute=other[int(g.integers(len(other)))])
     else: f = replace(fact, subject=_somebody(g, names(fact.kind, part), [s for s, _ in there], 0))
-    return unanswerable(ask(f, int(g.integers(99)), split=split))
+    return as_unanswerable(ask(f, int(g.integers(99)), split=split))

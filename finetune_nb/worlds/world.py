@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'TESTED', 'SHARE', 'UNKNOWN', 'HARDNESS', 'phrases', 'name_words', 'names', 'Attribute', 'schema', 'openings',
-           'Fact', 'Passage', 'Question', 'ways', 'say', 'phrasings', 'record', 'ask', 'ask_gap', 'unanswerable',
+           'Fact', 'Passage', 'Question', 'ways', 'say', 'phrasings', 'record', 'ask', 'ask_gap', 'as_unanswerable',
            'ask_two', 'World', 'grouped', 'base_world']
 
 # %% ../../nbs/api/worlds/00_world.ipynb #3008d812
@@ -193,7 +193,7 @@ def ask_gap(
     text = _template(fact.about.says, way, split, edit).format(s=fact.subject, v="what").rstrip(".") + "?"
     return Question(text[0].upper() + text[1:], fact.value, (fact,), "direct", record(fact)[:-1])
 
-def unanswerable(
+def as_unanswerable(
     question:Question,
 ) -> Question:
     "The same question where nothing answers it: the correct answer is 'unknown'."
@@ -363,7 +363,7 @@ def unanswerable(
     for i in g.permutation(len(self.facts))[:n]:
         f = self.facts[i]
         others = [a for a in schema()[f.kind] if a != f.attribute]
-        question = unanswerable(ask(f, int(g.integers(9)), split=split))
+        question = as_unanswerable(ask(f, int(g.integers(9)), split=split))
         out.append((question, self.passage(f.subject, others, split=split, seed=seed)))
     return out
 

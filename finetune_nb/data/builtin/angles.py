@@ -41,9 +41,10 @@ def draw_angles(
     return textured(ink, torch.Generator().manual_seed(int(draw.integers(2**62)))), y
 
 def angles() -> Task:
-    "The task `angles`: 1,200 training, 300 validation and 600 test pictures of 32 x 32, each a letter turned by up to 60 degrees."
+    "The task `angles`: 1,200 training, 300 validation and 600 test letters of 32 x 32, turned by up to 60 degrees."
     made = {s: draw_angles(n, s) for s, n in SIZES.items()}
-    return Task("angles", IMAGES, Number.of(made["train"][1], "degrees", .5), {s: ArrayImages(x) for s, (x, _) in made.items()},
+    return Task("angles", IMAGES, Number.of(made["train"][1], "degrees", .5),
+                {s: ArrayImages(x) for s, (x, _) in made.items()},
                 {s: y for s, (_, y) in made.items()}, source="rendered from the fonts that matplotlib ships",
                 licence="Apache-2.0", data_hash=content_hash(["angles", 1, LETTERS, FONTS, SIZES,
                                                               [round(float(y.sum()), 2) for _, y in made.values()]]))

@@ -28,7 +28,8 @@ def textured(
     ramp = torch.linspace(-1, 1, size)
     across, down = ramp[None, None, None, :], ramp[None, None, :, None]
     wave = torch.sin((across*u(1, 1, 1, lo=-1) + down*u(1, 1, 1, lo=-1))*u(1, 1, 1, lo=3, hi=20))
-    clouds = F.interpolate(torch.randn(b, 1, 6, 6, generator=generator), (size, size), mode="bilinear", align_corners=True)
+    clouds = torch.randn(b, 1, 6, 6, generator=generator)
+    clouds = F.interpolate(clouds, (size, size), mode="bilinear", align_corners=True)
     grain = torch.randn(b, 1, size, size, generator=generator)
     slope = across*u(1, 1, 1, lo=-1) + down*u(1, 1, 1, lo=-1)
     ground = .25 + .1*slope + .06*wave*u(1, 1, 1) + .06*clouds*u(1, 1, 1) + .06*grain*u(1, 1, 1)
@@ -59,7 +60,7 @@ def draw_pages(
     return textured(ink, torch.Generator().manual_seed(int(draw.integers(2**62)))), y
 
 def pages() -> Task:
-    "The task `pages`: 1,200 training, 300 validation and 600 test pages of 32 x 32, each with one to four of twelve letters."
+    "The task `pages`: 1,200 training, 300 validation and 600 test pages of 32 x 32, each with one to four letters of 12."
     made = {s: draw_pages(n, s) for s, n in SIZES.items()}
     names = [f"{c} U+{ord(c):04X}" for c in LETTERS]
     return Task("pages", IMAGES, MultiLabel(names), {s: ArrayImages(x) for s, (x, _) in made.items()},

@@ -17,7 +17,7 @@ from ...core.files import content_hash
 from ..modalities.image import IMAGES
 from ..modalities.modality import look_up, pick
 from ..modalities.text import TEXTS, Texts
-from .formats import check_splits, complete_splits, split_named
+from .formats import check_splits, complete_splits, fitted_target, split_named
 from .pictures import read_pictures, refuse_bad
 from ..targets.target import TARGETS
 from ..task import Task
@@ -87,10 +87,7 @@ def _classes(table, column, values):
 def _multilabel(table, column, values):
     names = (table.vocab or {}).get(column) or sorted({p for v in values for p in _parts(v)})
     if not names: raise TaskError(f"{table.where}: column '{column}' has no label")
-    at = {n: i for i, n in enumerate(names)}
-    y = np.zeros((len(values), len(names)), dtype=np.int64)
-    for row, v in zip(y, values): row[[at[p] for p in _parts(v)]] = 1
-    return look_up("target", "multilabel", TARGETS)(names), list(y)
+    return look_up("target", "multilabel", TARGETS)(names), [_parts(v) for v in values]
 
 def _numbers(table, column, values):
     out = [_number(v) for v in values]
@@ -192,6 +189,7 @@ def table_task(
     made, values = make_target(table, asked, [labels[i] for i in rows], target)
     splits, double = _place(table, list(zip(rows, values)), keys, kind.word)
     splits, how = complete_splits(splits, made)
+    made = fitted_target(made, splits)
     check_splits(splits, made, table.where, f"no {kind.word}", f"it needs more rows ({how})")
     left_out += len(good) - len(rows)
     notes = [how, *([f"{double} repeated {kind.plural} used once"] if double else []),

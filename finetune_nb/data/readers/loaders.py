@@ -20,7 +20,7 @@ from ...core.files import content_hash
 from ..modalities.image import IMAGES
 from ..modalities.modality import look_up, pick
 from ..modalities.text import TEXTS, Texts
-from .formats import check_splits, cut
+from .formats import check_splits, cut, fitted_target
 from .pictures import read_pictures, refuse_bad
 from ..targets.target import TARGETS
 from ..task import Task
@@ -72,7 +72,7 @@ def loaders_task(
         labels = [d.tls[1][i] for d in halves for i in range(len(d))]
         keys = {i: content_hash(t) for i, t in enumerate(holder.texts)}
     else: raise TaskError(f"items of the kind {type(x).__name__} make no task; it takes images and texts")
-    plain = [_plain(v) for v in labels]
+    plain = [target.names(v) if target.name == "multilabel" else _plain(v) for v in labels]
     rows = {"train": [(plain[i], i, k) for i, k in keys.items() if i < len(train)],
             "valid": [(plain[i], i, k) for i, k in keys.items() if i >= len(train)]}
     return _split_task(name, kind, target, holder, rows, size)
@@ -90,6 +90,7 @@ def _pictures(halves, size, skip_bad, quiet):
 
 def _split_task(name, kind, target, holder, splits, size):
     splits["train"], splits["test"] = cut(splits["train"], .15, "test", target)
+    target = fitted_target(target, splits)
     check_splits(splits, target, name, f"no {kind.word}", "the loaders need more items (test split cut from train, 15 %)")
     y = {s: target.encode([v for v, *_ in r]) for s, r in splits.items()}
     hashed = {s: [y[s].tolist(), [k for *_, k in r]] for s, r in splits.items()}

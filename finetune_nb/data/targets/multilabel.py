@@ -38,10 +38,11 @@ def micro_f1(
     of = int(given.sum() + y.sum())
     return 2*int((given & y).sum())/of if of else None
 
-MAP = Metric("mean average precision", "higher", 0., 1., "%", .01, "one percentage point: seeds alone move it by as much",
+MAP = Metric("mean average precision", "higher", 0., 1., "%", .01,
+             "one percentage point: seeds alone move it by as much",
              "sklearn.metrics.average_precision_score, mean over the labels that occur", mean_average_precision)
-MICRO_F1 = Metric("micro F1", "higher", 0., 1., "%", .01, "one percentage point", "2 TP / (2 TP + FP + FN) over all labels",
-                  micro_f1)
+MICRO_F1 = Metric("micro F1", "higher", 0., 1., "%", .01, "one percentage point",
+                  "2 TP / (2 TP + FP + FN) over all labels", micro_f1)
 
 # %% ../../../nbs/api/data/targets/02_multilabel.ipynb #40b7790c
 @dataclass
@@ -98,6 +99,6 @@ def item_loss(self:MultiLabel, output, y, reduction="none"):
     return {"none": each, "sum": each.sum(), "mean": each.mean()}[reduction]
 
 @patch
-def statistics(self:MultiLabel, output, y) -> dict: # score: float32 [N, L], above 0 where the label is given; y: uint8 [N, L]
+def statistics(self:MultiLabel, output, y) -> dict: # score: float32 [N, L], above 0 for a label given; y: uint8 [N, L]
     "Output and truth of each label."
     return dict(score=output.detach().float().cpu().numpy(), y=torch.as_tensor(y).cpu().numpy().astype(np.uint8))

@@ -75,9 +75,10 @@ class Number(Target):
 @patch(as_prop=True)
 def metrics(self:Number) -> dict: # name -> Metric
     "Mean absolute error in the label's unit, and R2."
-    margin, why = (self.std/50, "a fiftieth of the labels' standard deviation") if self.margin is None else (self.margin, "named by the task")
-    return {"mae": Metric("mean absolute error", "lower", 0., float("inf"), self.measured_in, margin, why, "mean of |answer - truth|",
-                          mean_absolute_error), "r2": R2}
+    margin, why = self.margin, "named by the task"
+    if margin is None: margin, why = self.std/50, "a fiftieth of the labels' standard deviation"
+    return {"mae": Metric("mean absolute error", "lower", 0., float("inf"), self.measured_in, margin, why,
+                          "mean of |answer - truth|", mean_absolute_error), "r2": R2}
 
 @patch
 def differ(self:Number, a, b) -> bool:

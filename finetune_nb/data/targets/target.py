@@ -30,6 +30,8 @@ class Target:
     def n_outputs(self) -> int: raise NotImplementedError
     @property
     def primary(self) -> str: return next(iter(self.metrics))
+    @property
+    def output_names(self) -> list: return list(self.vocab) or [f"{self.name} {i + 1}" for i in range(self.n_outputs)]
 
     def encode(self, raw): raise NotImplementedError  # labels as files have them, as an array [N, ...]
     def tensor(self, y): raise NotImplementedError  # a batch of labels as fastai's loaders and losses take it

@@ -6,8 +6,6 @@
 __all__ = ['NAIVE', 'rank_agreement', 'Choice', 'choose_model']
 
 # %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #d5538380
-from dataclasses import dataclass
-
 import numpy as np
 from fastcore.basics import GetAttr, patch
 
@@ -30,7 +28,7 @@ def rank_agreement(
     level=0.95, # of the interval
     seed=0, # of both
 ) -> dict: # tau, ci95, weighted_tau, p, n, verdict
-    "Kendall's tau between score and truth, mean over the draws, with a bootstrap interval over models and a permutation p (two-sided)."
+    "Kendall's tau of score and truth, mean over draws, with a bootstrap interval over models and a permutation p."
     from scipy.stats import weightedtau
     x, t = np.atleast_2d(np.asarray(scores, float)), np.asarray(truth, float)
     if x.shape[1] != len(t):
@@ -82,8 +80,8 @@ class Choice(GetAttr):
 
 # %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #a5df4ce8
 @patch(as_prop=True)
-def models(self:Choice) -> list: # of dicts: model, parameters, source_accuracy, scores {name: [per seed]}, reached {recipe: dict(mean, ci95, per_seed, lr, valid, seconds, diverged)}
-    "What was found out about each model."
+def models(self:Choice) -> list: # of dicts: model, parameters, source_accuracy, scores, reached
+    "Each model: its scores, one per seed, and what it reached with each recipe."
     out = []
     for m, looks in self.scored.records.items():
         found = [r["results"] for r in looks]
