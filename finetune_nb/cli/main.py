@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'main']
 import json, os, sys
 from importlib import import_module
 
-from .command import (ENGINE, PROFILE, arg, command, command_parser, count, count_or_all,
+from .command import (ENGINE, PROFILE, amount, arg, command, command_parser, count, count_or_all,
                                      out_folder, share)
 from .grading import CLASS_COMMANDS, GROUPS
 from ..core.errors import FinetuneError, SettingsError
