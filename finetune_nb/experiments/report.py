@@ -16,7 +16,7 @@ from .cost import cost_points, plot_pareto
 def conclusions(
     given, # a Result or a view of one
 ) -> list: # of lines
-    "One line for each arm against the reference, with interval, corrected p and verdict; then what went wrong."
+    "Each arm against the reference with interval, corrected p and verdict; what went wrong; a baseline's result."
     result = getattr(given, "result", given)
     out = [_line(c, result) for c in result.contrasts()]
     for a in result.arms:
@@ -29,7 +29,13 @@ def conclusions(
     if edge:
         out.append(f"the learning rate chosen for {'; '.join(edge)} is the last of its grid: with a longer grid it "
                    "might do better")
-    return out
+    return out + _without_network(given, result)
+
+def _without_network(given, result):
+    "The line about the baseline, where there is one."
+    found, m = getattr(given, "baseline", None), result.metric_of()
+    value = (found or {}).get(result.primary.removeprefix("test_"))
+    return [] if value is None else [f"baseline without a network, {found['about']}: {m.text(value)}"]
 
 # %% ../../nbs/api/experiments/09_report.ipynb #cc825913
 def _line(c, result):

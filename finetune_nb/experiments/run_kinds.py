@@ -56,6 +56,7 @@ def prepare_plain(
     "Fields, seed and rate, with the hash of the code they run through."
     from finetune_nb.training.learner import pick_device
     spec = kind.load("fields") | spec
+    if spec.get("recipe"): spec["recipe"] = _recipe(spec["recipe"])
     own = kind.module.removeprefix("finetune_nb.").replace(".", "/") + ".py"
     code = code_hash(("core", "data", "worlds", "models", "layers", "training", "recipes", "continual", own))
     device, named = str(pick_device(s.device)), spec.get("model")
@@ -68,6 +69,11 @@ def prepare_plain(
         lr = lr if lr is not None else spec.get("lr")
         return Job(plain(spec | given | steps | dict(seed=seed, lr=lr, device=device, kind=about)), where)
     return Prepared(make, steps=spec.get("steps"))
+
+def _recipe(recipe):
+    "A recipe's fields: a file's name would not change with what it says."
+    from finetune_nb.recipes.library import recipe as find_recipe
+    return recipe if isinstance(recipe, dict) else find_recipe(recipe).to_dict()
 
 def _data_hash(spec):
     if not spec.get("task"): return None

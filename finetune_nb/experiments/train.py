@@ -57,12 +57,14 @@ def run_config(
     bs=32, # batch size
     size=None, # side of the pictures
     device="cpu", # where it runs
+    valid_limit=0, # validation items that are looked at; 0 for all
     **extras, # change, loss, sampling, after, dropout, l1: see `FIELDS`
 ) -> dict: # of plain types
     "Everything that decides a training, and nothing that does not (no paths, no time, no measurements)."
     for k in extras:
         if k not in _EXTRAS: raise FinetuneError(unknown_name("field", k, _EXTRAS))
-    more = {k: plain(v) for k, v in extras.items() if plain(v) != plain(_EXTRAS[k])}
+    more = dict(valid_limit=valid_limit) if valid_limit else {}  # it may decide what is trained: early stopping
+    more |= {k: plain(v) for k, v in extras.items() if plain(v) != plain(_EXTRAS[k])}
     code = code_hash(("core", "data", "worlds", "models", "layers", "training", "recipes", "experiments/train.py"))
     return dict(task=task.name, data=task.data_hash, recipe=recipe.to_dict(), labels=labels, seed=seed,
                 steps=steps, model=model_id(model), bs=bs, size=size, weights=sha256(weights) if weights else None,
@@ -223,7 +225,16 @@ def _task(config, where):
         import finetune_nb.data.audit  # noqa: F401, adds the change "cleaned"
         from finetune_nb.data.corruptions import change_task
         task = change_task(task, config["change"], config["seed"])
-    return task
+    return _fewer_valid(task, config["valid_limit"]) if config.get("valid_limit") else task
+
+def _fewer_valid(task, n):
+    "The task with `n` validation items at most, drawn once and for all."
+    from finetune_nb.core.seeds import rng
+    from finetune_nb.data.modalities.modality import pick
+    y = task.targets["valid"]
+    keep = np.sort(rng("limit").permutation(len(y))[:n])
+    return replace(task, items=task.items | dict(valid=pick(task.items["valid"], keep)),
+                   targets=task.targets | dict(valid=y[keep]))
 
 # %% ../../nbs/api/experiments/02_train.ipynb #69a6cf4e
 def _prepare(learn, given):
@@ -340,7 +351,7 @@ def prepare_train(
     where = Where(store, s.offline, str(spec["task"]), model, spec["weights"] and str(spec["weights"]),
                   spec["skip_bad"], s.keep_gb)
     fixed = dict(labels=spec["labels"], model=model, weights=spec["weights"], bs=bs, size=spec["size"],
-                 device=str(pick_device(s.device)))
+                 device=str(pick_device(s.device)), valid_limit=s.budget.eval_limit)
     points = s.budget.curve_points if spec["curve_points"] is None else spec["curve_points"]
     def make(seed, lr=None, search=False, steps=None, weight_decay=None, **given):
         extras = {k: given.pop(k, spec[k]) for k in _EXTRAS}

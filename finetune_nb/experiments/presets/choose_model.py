@@ -234,7 +234,7 @@ def plot_agreement(
 
 # %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #8b9c64ef
 def choose_model(
-    task, # name of a task, or a folder of photos
+    task, # as for `load_task`
     models=None, # names or folders, at least 4; None for all bundled image networks
     *,
     labels=10, # labelled training images per class
@@ -251,8 +251,9 @@ def choose_model(
     quiet=False, # no progress bar
 ) -> Choice:
     "Fine-tune every model, score every model, and measure how well the scores predict the order."
-    from finetune_nb.data.registry import load_task
+    from finetune_nb.data.registry import load_task, task_name
     from finetune_nb.recipes.library import recipe as find_recipe
+    task = task_name(task, size=size, skip_bad=skip_bad)
     load_task(task, size, skip_bad)
     models, chosen = candidates(models, scores), [find_recipe(r) for r in recipes]
     if len(models) < 4:
