@@ -154,8 +154,8 @@ def _name_tasks(study):
         if v is None or isinstance(v, (str, Path)): return v
         from finetune_nb.data.registry import task_name
         return task_name(v)
-    for fields in (study.shared, *study.arms.values()):
-        if "task" in fields: fields["task"] = named(fields["task"])
+    for given in (study.shared, *study.arms.values()):
+        if "task" in given: given["task"] = named(given["task"])
     if "task" in study.grid: study.grid["task"] = [named(v) for v in study.grid["task"]]
 
 # %% ../../nbs/api/experiments/04_study.ipynb #4689bd4f
