@@ -21,7 +21,8 @@ def _rows(what, a):
     "What there is of `what`, a dict each."
     if what == "tasks":
         from finetune_nb.data.registry import TASKS, load_task
-        return [dict(task=n, target=t.target.name, outputs=t.target.n_outputs, **{s: len(t.targets[s]) for s in ("train", "valid", "test")},
+        return [dict(task=n, target=t.target.name, outputs=t.target.n_outputs,
+                     **{s: len(t.targets[s]) for s in ("train", "valid", "test")},
                      max_labels=t.max_budget,
                      source=t.source, licence=t.licence) for n, t in ((n, load_task(n)) for n in TASKS)]
     if what == "models":
@@ -57,7 +58,8 @@ def _files(paths):
 
 # %% ../../nbs/api/cli/02_main.ipynb #f83c3b1b
 @command("compare",
-         arg("task", metavar="TASK", help="digits, scripts, docs, pages, angles, a folder of photos, or a csv file of texts"),
+         arg("task", metavar="TASK",
+             help="digits, scripts, docs, pages, angles, a folder of photos, or a csv file of texts"),
          arg("--recipes", metavar="A,B",
              help="names, sums (gradual + l2_sp) or .yaml files, separated by commas; default: the basic six"),
          arg("--labels", type=count_or_all, default=10, metavar="N",
@@ -139,7 +141,8 @@ def _study(a):
     from finetune_nb.experiments.engine import run_study
     from finetune_nb.experiments.report import conclusions, save_report, summary
     out = Path(a.out or Path(s.reports)/f"study_{_as_name(study.name)}")
-    got = run_study(study, a.profile, seeds=a.seeds, settings_file=a.settings, backend=a.backend, address=a.address, out=out)
+    got = run_study(study, a.profile, seeds=a.seeds, settings_file=a.settings, backend=a.backend,
+                    address=a.address, out=out)
     paths = save_report(got, out)
     if a.json: return summary(got) | dict(files={n: str(p) for n, p in paths.items()})
     print(got.table().round(4).to_string(), "", *conclusions(got), "", *_files(paths), sep="\n")
@@ -171,7 +174,8 @@ def _claims(a):
 
 # %% ../../nbs/api/cli/02_main.ipynb #64dc71c5
 @command("audit",
-         arg("task", metavar="TASK", help="digits, scripts, docs, pages, angles, a folder of photos, or a csv file of texts"),
+         arg("task", metavar="TASK",
+             help="digits, scripts, docs, pages, angles, a folder of photos, or a csv file of texts"),
          out_folder("audit_TASK"))
 def _audit(a):
     "Look for faults in the data of a task: leakage, duplicates, wrong labels, imbalance, odd items, drift."
