@@ -59,8 +59,8 @@ def run(*command):
 
 
 def merge_notebooks(root=ROOT, tools=BIN):
-    """Notebooks merge cell by cell: git calls the driver that .gitattributes names. Where it is not installed, git merges
-    them as the text they are; a folder without git is left alone."""
+    """Notebooks merge cell by cell: git calls the driver that .gitattributes names. Where it is not installed, git
+    merges them as the text they are; a folder without git is left alone."""
     if not os.path.exists(os.path.join(root, ".git")) or not shutil.which("git"): return
     tool = os.path.join(tools, "nbdev-merge")
     text = "git merge-file -L ours -L base -L theirs %A %O %B"

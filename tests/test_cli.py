@@ -64,7 +64,8 @@ def test_a_typo_does_not_wait_for_torch(tmp_path):
     "What is wrong with words, files and options is said before anything that takes seconds is imported."
     code = ("import sys; from finetune_nb.cli.main import main; wrong = [main(line.split()) for line in sys.argv[1:]]; "
             "print(set(wrong), {'torch', 'fastai', 'pandas'} & set(sys.modules))")
-    lines = ("compar", "compare digts", "compare no/such/folder", "audit digts", "study none.yaml", "showdown --search bm",
+    lines = ("compar", "compare digts", "compare no/such/folder", "audit digts", "study none.yaml",
+             "showdown --search bm",
              "list tsks", "new x --kind imag", "lab relese", "doctor --settings none.ini", "compare digits --labels x")
     done = subprocess.run([sys.executable, "-c", code, *lines], cwd=tmp_path, env=environment(tmp_path), text=True,
                           capture_output=True, timeout=60)

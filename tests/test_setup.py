@@ -52,11 +52,12 @@ def test_a_touched_file_does_not_install_again(setup, tmp_path, monkeypatch):
 
 
 def conflict(folder):
-    """A repository in `folder` in which a merge has just met two versions of one cell of a.ipynb; gives git's exit status."""
+    "A repository in which a merge has just met two versions of one cell of a.ipynb; gives git's exit status."
     def cell(text): return json.dumps(dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[
         dict(cell_type="code", id="c0", metadata={}, source=[text], outputs=[], execution_count=None)]), indent=1)
     def git(*args):
-        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *args], cwd=folder, capture_output=True)
+        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *args], cwd=folder,
+                              capture_output=True)
     (folder/".gitattributes").write_text("*.ipynb merge=nbdev-merge\n")
     for branch, text in (("main", "x = 1"), ("theirs", "x = 2"), ("main", "x = 3")):
         git("checkout", "-q", *(["-b"] if branch == "theirs" else []), branch)

@@ -140,7 +140,8 @@ def _study(a):
     from finetune_nb.experiments.engine import run_study
     from finetune_nb.experiments.report import conclusions, save_report, summary
     out = Path(a.out or Path(s.reports)/f"study_{_as_name(study.name)}")
-    got = run_study(study, a.profile, seeds=a.seeds, settings_file=a.settings, backend=a.backend, address=a.address, out=out)
+    got = run_study(study, a.profile, seeds=a.seeds, settings_file=a.settings, backend=a.backend,
+                    address=a.address, out=out)
     paths = save_report(got, out)
     if a.json: return summary(got) | dict(files={n: str(p) for n, p in paths.items()})
     print(got.table().round(4).to_string(), "", *conclusions(got), "", *_files(paths), sep="\n")
