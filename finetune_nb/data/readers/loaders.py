@@ -36,8 +36,8 @@ def _halves(dls):
 
 def _target(dls, y):
     "The target that fits the labels of a data block; `y` is the first."
-    if isinstance(y, TensorCategory): return look_up("target", "classes", TARGETS)([str(v) for v in _names(dls)])
     if isinstance(y, TensorMultiCategory): return look_up("target", "multilabel", TARGETS)([str(v) for v in _names(dls)])
+    if isinstance(y, TensorCategory): return look_up("target", "classes", TARGETS)([str(v) for v in _names(dls)])
     if np.size(y) == 1 and np.asarray(y).dtype.kind == "f": return look_up("target", "number", TARGETS)()
     raise TaskError(f"labels of the kind {type(y).__name__} make no task; it takes classes, several labels, or one number")
 
