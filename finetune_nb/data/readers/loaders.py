@@ -36,9 +36,9 @@ def _halves(dls):
 
 def _target(dls, y):
     "The target that fits the labels of a data block; `y` is the first."
-    if isinstance(y, TensorCategory): return look_up("target", "classes", TARGETS)([str(v) for v in _names(dls)])
     if isinstance(y, TensorMultiCategory): return look_up("target", "multilabel", TARGETS)([str(v) for v in _names(dls)])
-    if np.size(y) == 1 and np.asarray(y).dtype.kind == "f": return look_up("target", "number", TARGETS)()
+    if isinstance(y, TensorCategory): return look_up("target", "classes", TARGETS)([str(v) for v in _names(dls)])
+    if torch.as_tensor(y).numel() == 1 and torch.as_tensor(y).is_floating_point(): return look_up("target", "number", TARGETS)()
     raise TaskError(f"labels of the kind {type(y).__name__} make no task; it takes classes, several labels, or one number")
 
 def _names(dls): return dls.vocab[-1] if isinstance(dls.vocab, (list, tuple)) and not isinstance(dls.vocab[0], str) else dls.vocab
@@ -77,7 +77,7 @@ def loaders_task(
             "valid": [(plain[i], i, k) for i, k in keys.items() if i >= len(train)]}
     return _split_task(name, kind, target, holder, rows, size)
 
-def _plain(y): return np.asarray(y).tolist() if np.ndim(y) else np.asarray(y).item()
+def _plain(y): return np.asarray(y).item()
 
 def _pictures(halves, size, skip_bad, quiet):
     at = [(d, i) for d in halves for i in range(len(d))]
