@@ -62,7 +62,7 @@ def _files(paths):
          arg("--recipes", metavar="A,B",
              help="names, sums (gradual + l2_sp) or .yaml files, separated by commas; default: the basic six"),
          arg("--labels", type=count_or_all, default=10, metavar="N",
-             help="labelled training images a class, or 'all' (default 10)"),
+             help="labelled training items per class, or 'all' (default 10)"),
          arg("--seeds", metavar="K", help="repetitions of every recipe"),
          arg("--model", help="bundled name, timm or transformers name, or a model's folder (default glyph_resnet for "
                              "images, docs_lm for texts)"),
