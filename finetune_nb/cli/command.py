@@ -42,6 +42,7 @@ def count_or_all(
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a whole number of at least 1 nor 'all'") from None
 
+# %% ../../nbs/api/cli/00_command.ipynb #ef5f45d4
 def share(
     text:str, # as given on the command line
 ) -> float: # at least 0, below 1

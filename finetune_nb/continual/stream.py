@@ -126,6 +126,7 @@ def stream_run(
     return out | found | dict(lr=lr, items_kept=_kept(c, course), train_seconds=training,
                               seconds=time.perf_counter() - began) | judged_by_accuracy(**_MEASURES)
 
+# %% ../../nbs/api/continual/04_stream.ipynb #0edf8e81
 _MEASURES = dict(final_accuracy=replace(ACCURACY, name="accuracy after the last block"),
                  first_accuracy=replace(ACCURACY, name="accuracy in the first block's world"))
 

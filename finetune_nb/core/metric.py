@@ -28,9 +28,12 @@ class Metric:
     score:callable = field(default=None, compare=False, repr=False)  # dict of name -> array [N, ...] to a float
 
     def __post_init__(self):
-        if self.better not in ("higher", "lower"): raise FinetuneError(f"metric '{self.name}': better must be 'higher' or 'lower', not {self.better!r}")
-        if not self.low < self.high: raise FinetuneError(f"metric '{self.name}': its range must rise, not go from {self.low} to {self.high}")
-        if not self.margin >= 0: raise FinetuneError(f"metric '{self.name}': its margin must be at least 0, not {self.margin}")
+        if self.better not in ("higher", "lower"):
+            raise FinetuneError(f"metric '{self.name}': better must be 'higher' or 'lower', not {self.better!r}")
+        if not self.low < self.high:
+            raise FinetuneError(f"metric '{self.name}': its range must rise, not go from {self.low} to {self.high}")
+        if not self.margin >= 0:
+            raise FinetuneError(f"metric '{self.name}': its margin must be at least 0, not {self.margin}")
 
 # %% ../../nbs/api/core/10_metric.ipynb #271a2657
 @patch(as_prop=True)
@@ -76,6 +79,7 @@ def number(
     digits = 1 if step <= 0 else min(6, max(1, 1 - math.floor(math.log10(step) + 1e-9)))
     return f"{value * self.scale:{'+' if sign else ''}.{digits}f}"
 
+# %% ../../nbs/api/core/10_metric.ipynb #da041499
 @patch
 def text(
     self:Metric,
@@ -109,6 +113,7 @@ def from_dict(
     d, # of `to_dict`
 ) -> Metric:
     "The metric that `to_dict` wrote, without `score`."
-    if unknown := set(d) - {f.name for f in fields(cls)}: raise FinetuneError(f"not a metric: unknown field {sorted(unknown)[0]}")
+    if unknown := set(d) - {f.name for f in fields(cls)}:
+        raise FinetuneError(f"not a metric: unknown field {sorted(unknown)[0]}")
     ends = {k: end if d.get(k, 0) is None else d[k] for k, end in (("low", -math.inf), ("high", math.inf)) if k in d}
     return cls(**d | ends)

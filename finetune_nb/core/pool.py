@@ -14,7 +14,8 @@ from .errors import FinetuneError, unknown_name
 class Lost:
     "Stands for the result of a call whose process died."
 
-_IDLE, _BUSY, _LOCK = {}, set(), threading.Lock()  # processes are kept: importing torch and fastai takes longer than a short run
+# processes are kept: importing torch and fastai takes longer than a short run
+_IDLE, _BUSY, _LOCK = {}, set(), threading.Lock()
 
 def _call_elsewhere(function, args, threads):
     "Call `function` in a process that does nothing else meanwhile."
@@ -22,7 +23,8 @@ def _call_elsewhere(function, args, threads):
     from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
     with _LOCK:
         idle = _IDLE.setdefault(threads, [])
-        worker = idle.pop() if idle else ProcessPoolExecutor(1, timeout=300, env={k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
+        worker = idle.pop() if idle else ProcessPoolExecutor(1, timeout=300, env={
+            k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
         _BUSY.add(worker)
     alive = False
     try:
@@ -37,6 +39,7 @@ def _call_elsewhere(function, args, threads):
             if alive: idle.append(worker)
         if not alive: worker.shutdown(wait=False, kill_workers=True)
 
+# %% ../../nbs/api/core/08_pool.ipynb #bf9b7097
 def _kill_busy():
     with _LOCK: busy = list(_BUSY)
     for worker in busy: worker.shutdown(wait=False, kill_workers=True)
@@ -56,17 +59,21 @@ def run_all(
     from joblib.parallel import BACKENDS
     if backend != "processes":
         # Looked at before the first result is asked for, so that a wrong name is no surprise in the middle.
-        if backend != "dask" and backend not in BACKENDS: raise FinetuneError(unknown_name("backend", backend, ["processes", "dask", *BACKENDS]))
+        if backend != "dask" and backend not in BACKENDS:
+            raise FinetuneError(unknown_name("backend", backend, ["processes", "dask", *BACKENDS]))
         return _on_cluster(function, jobs, backend, address)
-    if address is not None: raise FinetuneError("an address needs a cluster's backend: say backend='dask' (--backend dask)")
+    if address is not None:
+        raise FinetuneError("an address needs a cluster's backend: say backend='dask' (--backend dask)")
     n = min(workers or cpu_count(), max(1, len(jobs)))
     if n == 1: return _one_by_one(function, jobs, on_start)
     threads = max(1, cpu_count() // n)
     def call(i, args):
         on_start(i)
         return i, _call_elsewhere(function, args, threads)
-    return _guarded(Parallel(n_jobs=n, backend="threading", return_as="generator_unordered", batch_size=1, pre_dispatch=n)(delayed(call)(i, args) for i, args in enumerate(jobs)))
+    return _guarded(Parallel(n_jobs=n, backend="threading", return_as="generator_unordered", batch_size=1,
+                             pre_dispatch=n)(delayed(call)(i, args) for i, args in enumerate(jobs)))
 
+# %% ../../nbs/api/core/08_pool.ipynb #8c8450a3
 def _one_by_one(function, jobs, on_start):
     for i, args in enumerate(jobs):
         on_start(i)
@@ -77,19 +84,25 @@ def _guarded(results):
     try: yield from results
     except BaseException: _kill_busy(); raise
 
+# %% ../../nbs/api/core/08_pool.ipynb #f5b4459b
 def _on_cluster(function, jobs, backend, address):
     from joblib import Parallel, delayed, parallel_config
     client, more = None, {}
     if backend == "dask":
         try: from distributed import Client
-        except ImportError: raise FinetuneError('the backend dask needs dask.distributed: pip install "finetune_nb[cluster]"') from None
-        if not address: raise FinetuneError("the backend dask needs the address of a scheduler that is running, such as --address tcp://host:8786")
+        except ImportError:
+            raise FinetuneError('the backend dask needs dask.distributed: pip install "finetune_nb[cluster]"') from None
+        if not address:
+            raise FinetuneError(
+                "the backend dask needs the address of a scheduler that is running, such as --address tcp://host:8786")
         try: client = Client(address, timeout=10, set_as_default=False)
-        except (OSError, ValueError, TypeError) as e: raise FinetuneError(f"no Dask scheduler answers at {address} ({str(e).splitlines()[0][:120]})") from None
+        except (OSError, ValueError, TypeError) as e:
+            raise FinetuneError(f"no Dask scheduler answers at {address} ({str(e).splitlines()[0][:120]})") from None
         more = dict(client=client)
     try:
         with parallel_config(backend=backend, **more):
-            yield from Parallel(n_jobs=-1, return_as="generator_unordered", batch_size=1, pre_dispatch="all")(delayed(_numbered)(function, i, args) for i, args in enumerate(jobs))
+            yield from Parallel(n_jobs=-1, return_as="generator_unordered", batch_size=1, pre_dispatch="all")(
+                delayed(_numbered)(function, i, args) for i, args in enumerate(jobs))
     finally:
         if client is not None: client.close()
 

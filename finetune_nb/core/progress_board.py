@@ -23,8 +23,10 @@ class Board:
         quiet=False, # draw nothing?
         clock=time.monotonic, # seconds
     ):
-        self.total, self.kept, self.workers, self.what, self.quiet, self.clock = total, kept, workers, what, quiet, clock
-        self.counts, self.running, self.began, self.bar, self.elsewhere = dict(done=0, diverged=0, failed=0), set(), clock(), None, 0
+        self.total, self.kept, self.workers, self.what, self.quiet, self.clock = (total, kept, workers, what,
+                                                                                  quiet, clock)
+        self.counts, self.running, self.began, self.bar, self.elsewhere = (dict(done=0, diverged=0, failed=0), set(),
+                                                                           clock(), None, 0)
 
     def start(self, name):
         "A run has begun."
@@ -47,7 +49,8 @@ class Board:
 
     def text(self):
         "The board as one line."
-        s, parts = self.seconds_left(), [f"{self.counts['done']} done" + (f" ({self.kept} before)" if self.kept else "")]
+        s, parts = (self.seconds_left(),
+                    [f"{self.counts['done']} done" + (f" ({self.kept} before)" if self.kept else "")])
         if self.running: parts.append(f"{len(self.running)} running")
         parts += [f"{self.counts[k]} {k}" for k in ("diverged", "failed") if self.counts[k]]
         if s is not None and self.left: parts.append(f"{int(s)//60}:{int(s)%60:02} left")

@@ -14,26 +14,41 @@ from fastcore.basics import patch
 
 from ..core.errors import TaskError, unknown_name
 from .corruptions import CHANGES, derived
-from .checks import all_targets, audit_folder, by_split, class_counts, copies, drifts, holders, near_pairs, odd_items, reduced, suspects
+from .checks import (all_targets, audit_folder, by_split, class_counts, copies, drifts, holders,
+                                     near_pairs, odd_items, reduced, suspects)
 from .task import SPLITS
 
 # %% ../../nbs/api/data/06_audit.ipynb #fcea1513
 CHECKS = ("copies", "labels", "odd", "classes", "drift")
 ADVICE = {
-    "exact leak": "drop from the earlier split: cleaned() does", "near leak": "look, then drop from the earlier split: cleaned() does", "exact repeat": "keep one: cleaned() does, in train",
-    "near repeat": "look, then keep one: cleaned() does, in train", "conflicting labels": "find the true label, or drop all: cleaned() does, in train", "near copy, other label": "look: one label may be wrong",
-    "suspected label": "look at each; cleaned(drop=[..., 'suspected label']) drops those of train", "blank": "look; cleaned(drop=[..., 'blank']) drops those of train",
-    "odd brightness": "look", "odd contrast": "look", "odd length": "look", "missing class": "nothing can be said of this class there: gather items or use only(classes)",
-    "rare class": "judge by the mean over classes; weigh or re-sample", "one class alone": "cut the splits anew", "inputs drift": "ask how the splits were gathered; measure on data like those to come",
+    "exact leak": "drop from the earlier split: cleaned() does",
+    "near leak": "look, then drop from the earlier split: cleaned() does",
+    "exact repeat": "keep one: cleaned() does, in train",
+    "near repeat": "look, then keep one: cleaned() does, in train",
+    "conflicting labels": "find the true label, or drop all: cleaned() does, in train",
+    "near copy, other label": "look: one label may be wrong",
+    "suspected label": "look at each; cleaned(drop=[..., 'suspected label']) drops those of train",
+    "blank": "look; cleaned(drop=[..., 'blank']) drops those of train",
+    "odd brightness": "look", "odd contrast": "look", "odd length": "look",
+    "missing class": "nothing can be said of this class there: gather items or use only(classes)",
+    "rare class": "judge by the mean over classes; weigh or re-sample", "one class alone": "cut the splits anew",
+    "inputs drift": "ask how the splits were gathered; measure on data like those to come",
     "labels drift": "cut the splits by class, or correct the prior"}
-_FILE_ADVICE = {"unreadable": "mend, remove, or skip (--skip-bad)", "not looked at": "convert to jpg or png", "equal file": "keep one", "tiny": "get a larger picture", "narrow": "crop by hand: a square is cut from the middle",
-                "animated": "choose a picture", "wrongly named": "rename", "odd mode": "look at it in colour and in grey"}
-_KINDS = dict(copies=["exact leak", "near leak", "exact repeat", "near repeat", "conflicting labels", "near copy, other label"], labels=["suspected label"],
-              odd=["blank", "odd brightness", "odd contrast", "odd length"], classes=["missing class", "rare class", "one class alone"], drift=["inputs drift", "labels drift"])
+_FILE_ADVICE = {"unreadable": "mend, remove, or skip (--skip-bad)", "not looked at": "convert to jpg or png",
+                "equal file": "keep one", "tiny": "get a larger picture",
+                "narrow": "crop by hand: a square is cut from the middle", "animated": "choose a picture",
+                "wrongly named": "rename", "odd mode": "look at it in colour and in grey"}
+_KINDS = dict(copies=["exact leak", "near leak", "exact repeat", "near repeat", "conflicting labels",
+                      "near copy, other label"], labels=["suspected label"],
+              odd=["blank", "odd brightness", "odd contrast", "odd length"],
+              classes=["missing class", "rare class", "one class alone"], drift=["inputs drift", "labels drift"])
 
+# %% ../../nbs/api/data/06_audit.ipynb #01cb80a6
 def audit(
     task, # a Task
-    features=None, # dict of split -> float [N, D], or a function of the task that gives one, such as a pre-trained model's; None for pixels or TF-IDF
+    # dict of split -> float [N, D], or a function of the task that gives one, such as a pre-trained model's; None for
+    # pixels or TF-IDF
+    features=None,
     near=None, # similarity from which two items are near copies, up to 1; None: follows the data
     seed=0, # draws folds and permutations
     checks=None, # which of `CHECKS`; None for all that the task's target allows
@@ -41,14 +56,18 @@ def audit(
 ): # -> Audit
     "Look for copies, leaks, suspected labels, odd items, missing and rare classes, and drift between the splits."
     checks = _checks(task, checks)
-    if near is not None and not (isinstance(near, (int, float)) and 0 < near <= 1): raise TaskError(f"near must be a similarity above 0 and up to 1, not {near!r}")
+    if near is not None and not (isinstance(near, (int, float)) and 0 < near <= 1):
+        raise TaskError(f"near must be a similarity above 0 and up to 1, not {near!r}")
     names, rows, moved, quality, small = task.modality.keys(holders(task)), [], [], None, []
     x = task.modality.signatures(holders(task))
-    near, pairs, values = near_pairs(x, near, names, seed) if {"copies", "labels"} & set(checks) else (near, np.zeros((0, 2), int), np.zeros(0))
+    near, pairs, values = (near_pairs(x, near, names, seed) if {"copies", "labels"}
+                           & set(checks) else (near, np.zeros((0, 2), int), np.zeros(0)))
     given = _features(task, features)
     if "copies" in checks: rows += copies(task, names, pairs, values)
     if "labels" in checks:
-        found, quality, small = suspects(task, dict(zip(SPLITS, reduced(*(given[s] for s in SPLITS), dims=task.modality.dims if features is None else 128, seed=seed))), names, pairs, seed)
+        found, quality, small = suspects(task, dict(zip(SPLITS, reduced(
+            *(given[s] for s in SPLITS), dims=task.modality.dims if features is None else 128, seed=seed))),
+                                         names, pairs, seed)
         rows += found
     if "odd" in checks: rows += odd_items(task)
     if "classes" in checks: rows += class_counts(task)
@@ -58,15 +77,19 @@ def audit(
             s = d["splits"].split(" and ")[1]
             if d["p"] <= .01: rows.append(dict(kind="inputs drift", split=s, score=d["auc"]))
             if d["labels_p"] <= .01: rows.append(dict(kind="labels drift", split=s, score=d["labels_distance"]))
-    about = dict(task=task.name, data=task.data_hash, history=list(task.history), near=near, seed=seed, checks=list(checks), features="given" if features is not None else task.modality.features_about,
-                 items={s: len(task.targets[s]) for s in SPLITS}, accuracy_out_of_sample=quality, classes_not_judged=small)
+    about = dict(task=task.name, data=task.data_hash, history=list(task.history), near=near, seed=seed,
+                 checks=list(checks), features="given" if features is not None else task.modality.features_about,
+                 items={s: len(task.targets[s]) for s in SPLITS}, accuracy_out_of_sample=quality,
+                 classes_not_judged=small)
     return Audit(task, rows, moved, about, None if folder is None else audit_folder(folder), names, pairs)
 
+# %% ../../nbs/api/data/06_audit.ipynb #45c6ad41
 def _checks(task, checks):
     "The checks that are asked for, in order; None for all that make sense for the target."
     for c in checks or ():
         if c not in CHECKS: raise TaskError(unknown_name("check", c, CHECKS))
-        if c not in task.target.checks: raise TaskError(f"check '{c}' needs classes; the target of task '{task.name}' is '{task.target.name}'")
+        if c not in task.target.checks:
+            raise TaskError(f"check '{c}' needs classes; the target of task '{task.name}' is '{task.target.name}'")
     return tuple(c for c in CHECKS if c in (task.target.checks if checks is None else checks))
 
 def _features(task, features):
@@ -75,7 +98,9 @@ def _features(task, features):
     if got is None: return dict(zip(SPLITS, task.modality.plain_features(holders(task))))
     out = {}
     for s in SPLITS:
-        if s not in got or len(got[s]) != len(task.targets[s]): raise TaskError(f"features must have one row for each of the {len(task.targets[s])} items of '{s}', not {len(got[s]) if s in got else 'none'}")
+        if s not in got or len(got[s]) != len(task.targets[s]):
+            raise TaskError(f"features must have one row for each of the {len(task.targets[s])} items of '{s}', not "
+                            f"{len(got[s]) if s in got else 'none'}")
         out[s] = np.asarray(got[s], dtype=np.float64).reshape(len(got[s]), -1)
         if not np.isfinite(out[s]).all(): raise TaskError(f"the features of '{s}' hold values that are not finite")
     return out
@@ -96,22 +121,32 @@ class Audit:
         "DataFrame of all findings, or those of one kind, worst first; classes by name."
         import pandas as pd
         if kind is not None and kind not in ADVICE: raise TaskError(unknown_name("kind of finding", kind, ADVICE))
-        df = pd.DataFrame([r for r in self.rows if kind in (None, r["kind"])], columns=["kind", "split", "index", "label", "suggested", "score", "other_split", "other_index", "other_label", "note"])
-        for c in ("label", "suggested", "other_label"): df[c] = ["" if v is None or v is np.nan or v != v else self.task.target.text(v) for v in df[c]]
+        df = pd.DataFrame([r for r in self.rows if kind in (None, r["kind"])],
+                          columns=["kind", "split", "index", "label", "suggested", "score", "other_split",
+                                   "other_index", "other_label", "note"])
+        for c in ("label", "suggested", "other_label"):
+            df[c] = ["" if v is None or v is np.nan or v != v else self.task.target.text(v) for v in df[c]]
         for c in ("index", "other_index"): df[c] = df[c].astype("Int64")
         order = {k: i for i, k in enumerate(ADVICE)}
-        return df.assign(note=df["note"].fillna(""), other_split=df["other_split"].fillna("")).sort_values(["kind", "score"], key=lambda c: c.map(order) if c.name == "kind" else -c, kind="stable", ignore_index=True)
+        return df.assign(note=df["note"].fillna(""), other_split=df["other_split"].fillna("")).sort_values(
+            ["kind", "score"], key=lambda c: c.map(order) if c.name == "kind" else -c, kind="stable", ignore_index=True)
 
     def findings(self):
         "DataFrame, one row for each kind of finding that was looked for: how many in each split, and what to do."
         import pandas as pd
         count = Counter((r["kind"], r["split"]) for r in self.rows)
-        kinds = [k for c in self.about["checks"] for k in _KINDS[c] if not k.startswith("odd") or k in self.task.modality.odd]
-        out = [dict(finding=k, **{s: count[k, s] for s in SPLITS}, do=ADVICE[k] if any(count[k, s] for s in SPLITS) else "") for k in kinds]
+        kinds = [k for c in self.about["checks"]
+                 for k in _KINDS[c] if not k.startswith("odd") or k in self.task.modality.odd]
+        out = [dict(finding=k, **{s: count[k, s] for s in SPLITS},
+                    do=ADVICE[k] if any(count[k, s] for s in SPLITS) else "") for k in kinds]
         for r in out:
-            if r["finding"] == "suspected label" and r["do"]: r["do"] = f"look at each; the judge is right on {self.about['accuracy_out_of_sample']:.0%} of the training labels, so it errs itself. cleaned(drop=[..., 'suspected label']) drops those of train"
+            if r["finding"] == "suspected label" and r["do"]:
+                r["do"] = (f"look at each; the judge is right on {self.about['accuracy_out_of_sample']:.0%} of "
+                           "the training labels, so it errs itself. cleaned(drop=[..., 'suspected label']) drops "
+                           "those of train")
         if self.files is not None:
-            for k, n in self.files["finding"].value_counts().items(): out.append(dict(finding=k, files=n, do=_FILE_ADVICE[k]))
+            for k, n in self.files["finding"].value_counts().items():
+                out.append(dict(finding=k, files=n, do=_FILE_ADVICE[k]))
         df = pd.DataFrame(out).set_index("finding")
         return df.astype({c: "Int64" for c in df if c != "do"})[[c for c in (*SPLITS, "files", "do") if c in df]]
 
@@ -131,12 +166,16 @@ class Audit:
 
     def to_dict(self):
         "Plain data for JSON."
-        return dict(about=self.about, drift=self.drifts, findings=self.rows, files=[] if self.files is None else self.files.to_dict("records"))
+        return dict(about=self.about, drift=self.drifts, findings=self.rows,
+                    files=[] if self.files is None else self.files.to_dict("records"))
 
 # %% ../../nbs/api/data/06_audit.ipynb #d8279c7e
-CLEAN = ("exact leak", "near leak", "conflicting labels", "exact repeat", "near repeat")  # what cleaned() drops if not told otherwise
-_DROPPABLE = (*CLEAN, "near copy, other label", "suspected label", "blank", "odd brightness", "odd contrast", "odd length")
+# what cleaned() drops if not told otherwise
+CLEAN = ("exact leak", "near leak", "conflicting labels", "exact repeat", "near repeat")
+_DROPPABLE = (*CLEAN, "near copy, other label", "suspected label", "blank", "odd brightness", "odd contrast",
+              "odd length")
 
+# %% ../../nbs/api/data/06_audit.ipynb #42c79220
 @patch
 def cleaned(
     self:Audit,
@@ -149,7 +188,9 @@ def cleaned(
         if k not in _DROPPABLE: raise TaskError(unknown_name("kind to drop", k, _DROPPABLE))
     task, gone = self.task, {}
     for r in self.rows:
-        if r["kind"] not in drop or r["split"] == "test" or r["split"] == "valid" and "leak" not in r["kind"] or r["kind"].endswith("repeat"): continue
+        if (r["kind"] not in drop or r["split"] == "test" or r["split"] == "valid" and "leak" not in r["kind"]
+            or r["kind"].endswith("repeat")):
+            continue
         gone.setdefault((r["split"], r["index"]), r["kind"])
     # Repeats one by one: an item goes if one that it is like has stayed.
     n, y, target, names, like = len(task.targets["train"]), task.targets["train"], task.target, {}, {}
@@ -157,15 +198,22 @@ def cleaned(
     for i in range(n):
         if ("train", i) in gone: continue
         def same(j): return not target.differ(y[i], y[j])
-        if "exact repeat" in drop and self.names[i] is not None and any(map(same, names.get(self.names[i], ()))): gone["train", i] = "exact repeat"
-        elif "near repeat" in drop and any(j < n and same(j) and ("train", j) not in gone for j in like.get(i, [])): gone["train", i] = "near repeat"
+        if "exact repeat" in drop and self.names[i] is not None and any(map(same, names.get(self.names[i], ()))):
+            gone["train", i] = "exact repeat"
+        elif "near repeat" in drop and any(j < n and same(j) and ("train", j) not in gone for j in like.get(i, [])):
+            gone["train", i] = "near repeat"
         else: names.setdefault(self.names[i], []).append(i)
-    changed = pd.DataFrame([dict(split=s, index=i, label=task.target.text(task.targets[s][i]), why=why) for (s, i), why in sorted(gone.items(), key=lambda g: (SPLITS.index(g[0][0]), g[0][1]))], columns=["split", "index", "label", "why"])
+    changed = pd.DataFrame([dict(split=s, index=i, label=task.target.text(task.targets[s][i]), why=why)
+                            for (s, i), why in sorted(gone.items(), key=lambda g: (SPLITS.index(g[0][0]), g[0][1]))],
+                           columns=["split", "index", "label", "why"])
     if not gone: return task, changed
-    keep = {s: np.array([i for i in range(len(task.targets[s])) if (s, i) not in gone], dtype=int) for s in ("train", "valid") if s in {s for s, _ in gone}}
+    keep = {s: np.array([i for i in range(len(task.targets[s])) if (s, i) not in gone], dtype=int)
+            for s in ("train", "valid") if s in {s for s, _ in gone}}
     if "train" in keep and (lost := target.missing(y[keep["train"]])) and lost != target.missing(y):
-        raise TaskError(f"cleaning would leave {lost} of task '{task.name}' without a training item: drop fewer kinds than {', '.join(drop)}")
-    note = "audit: dropped " + ", ".join(f"{n} {k}" for k, n in sorted(Counter(gone.values()).items())) + f" (near {self.about['near']:.4g}, seed {self.about['seed']})"
+        raise TaskError(f"cleaning would leave {lost} of task '{task.name}' without a training item: drop fewer kinds "
+                        f"than {', '.join(drop)}")
+    note = ("audit: dropped " + ", ".join(f"{n} {k}" for k, n in sorted(Counter(gone.values()).items()))
+            + f" (near {self.about['near']:.4g}, seed {self.about['seed']})")
     return derived(task, note, keep=keep), changed
 
 # %% ../../nbs/api/data/06_audit.ipynb #1ff02fd2

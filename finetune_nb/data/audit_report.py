@@ -17,7 +17,8 @@ def audit_conclusions(
     "What was found, one line for each kind, with its numbers and what to do; last, what was looked for in vain."
     table, out, vain = found.findings(), [], []
     for kind, r in table.fillna(0).iterrows():
-        where = [f"{r[s]} in {s}" for s in SPLITS if r[s]] + ([f"{r['files']} files"] if "files" in table and r["files"] else [])
+        where = ([f"{r[s]} in {s}" for s in SPLITS if r[s]]
+                 + ([f"{r['files']} files"] if "files" in table and r["files"] else []))
         if where: out.append(f"{kind}: {', '.join(where)}. {r['do'][0].upper()}{r['do'][1:]}.")
         else: vain.append(kind)
     return out + ([f"looked for and not found: {'; '.join(vain)}."] if vain else [])
@@ -37,20 +38,36 @@ def save_audit(
     else: write_text(paths["dropped.csv"], dropped.to_csv(index=False, lineterminator="\n"))
     shown = found.gallery()
     if hasattr(shown, "to_html"): del paths["gallery.png"]; shown = html_table(shown, index=False)
-    else: shown = html_picture(save_figures(folder, {"gallery.png": shown})["gallery.png"], "The worst examples of each kind of finding")
+    else:
+        shown = html_picture(save_figures(folder, {"gallery.png": shown})["gallery.png"],
+                             "The worst examples of each kind of finding")
     _write(paths["report.html"], found, shown, dropped)
     return paths
 
+# %% ../../nbs/api/data/07_audit_report.ipynb #fb178985
 def _write(path, found, shown, dropped):
     a = found.about
-    judge = "" if a["accuracy_out_of_sample"] is None else f"logistic regression on features ({a['features']}), right on {a['accuracy_out_of_sample']:.1%} of the training labels out of sample"
-    facts = {"task": a["task"], "data hash": a["data"], "what was done to the data": "; ".join(h["note"] for h in a["history"]), "items": ", ".join(f"{s} {n}" for s, n in a["items"].items()),
-             "looked for": ", ".join(a["checks"]), "near copies from a similarity of": "" if a["near"] is None else f"{a['near']:.4f}", "judge of labels": judge,
+    judge = ("" if a["accuracy_out_of_sample"] is None else f"logistic regression on features ({a['features']}), right "
+             f"on {a['accuracy_out_of_sample']:.1%} of the training labels out of sample")
+    facts = {"task": a["task"], "data hash": a["data"],
+             "what was done to the data": "; ".join(h["note"] for h in a["history"]),
+             "items": ", ".join(f"{s} {n}" for s, n in a["items"].items()),
+             "looked for": ", ".join(a["checks"]), "near copies from a similarity of": "" if a["near"] is None
+             else f"{a['near']:.4f}", "judge of labels": judge,
              "classes too small to judge": ", ".join(map(str, a["classes_not_judged"])), "seed": a["seed"]}
-    body = [html_list(audit_conclusions(found)), html_table(found.findings().reset_index(), index=False), "<h2>The worst of each kind</h2>", shown]
-    if dropped is not None: body += [f"<h2>What was left out of the cleaned copy</h2><p>{len(dropped)} items, none of the test split; dropped.csv names each.</p>"]
-    if found.files is not None and len(found.files): body += ["<h2>Files</h2>", html_table(found.files.head(100), index=False)]
-    if found.drifts: body += ["<h2>Drift between the splits</h2>", html_table(found.drift(), index=False), """<p class="small">auc: how well a linear classifier tells the two splits apart, cross-validated; chance and chance95: mean and
+    body = [html_list(audit_conclusions(found)), html_table(found.findings().reset_index(), index=False),
+            "<h2>The worst of each kind</h2>", shown]
+    if dropped is not None:
+        body += [f"<h2>What was left out of the cleaned copy</h2><p>{len(dropped)} items, none of the test split; "
+                 "dropped.csv names each.</p>"]
+    if found.files is not None and len(found.files):
+        body += ["<h2>Files</h2>", html_table(found.files.head(100), index=False)]
+    if found.drifts:
+        body += [
+            "<h2>Drift between the splits</h2>", html_table(found.drift(), index=False),
+            """<p class="small">auc: how well a linear classifier tells the two splits apart, cross-validated; chance and chance95: mean and
 95 % point of the same with the splits' names shuffled inside each class; p: how often shuffled names do as well. labels_p: chi-squared test of the class counts; labels_distance: half the sum of the differences of the classes' shares.</p>"""]
-    body += [f"<h2>What an audit cannot see</h2><p>{found.task.modality.unseen} are not noticed. A suspected label is a suspicion: the judge errs too, and a hard item looks to it like a wrong one.</p>", "<h2>What was looked at</h2>", html_facts({k: v for k, v in facts.items() if v != ""})]
+    body += [f"<h2>What an audit cannot see</h2><p>{found.task.modality.unseen} are not noticed. A suspected "
+             "label is a suspicion: the judge errs too, and a hard item looks to it like a wrong one.</p>",
+             "<h2>What was looked at</h2>", html_facts({k: v for k, v in facts.items() if v != ""})]
     write_page(path, f"{a['task']}: audit of the data", heading="finetune_nb", body=Markup("\n".join(body)))

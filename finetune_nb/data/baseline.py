@@ -38,6 +38,7 @@ class Neighbours:
         order = found.kneighbors(asked, return_distance=False)
         return [y[order[:, :k]].mean(1) for k in self.dials]
 
+# %% ../../nbs/api/data/08_baseline.ipynb #95795b3e
 @dataclass
 class Linear:
     "Ridge regression."

@@ -40,6 +40,7 @@ def by_split(task, values) -> dict: # split -> its part of the values
 # %% ../../nbs/api/data/05_checks.ipynb #d5917f14
 MOST_PAIRS = 200_000
 
+# %% ../../nbs/api/data/05_checks.ipynb #c33d5bc7
 def near_pairs(
     x, # rows of length 1, float32 [N, D], dense or sparse
     near=None, # cosine from which a pair counts; None for a threshold that follows the data
@@ -58,7 +59,8 @@ def near_pairs(
         return s
     if near is None:
         some = np.sort(rng(seed, "near").permutation(np.flatnonzero(ok))[:1000])
-        best = np.concatenate([alike(some[i:i + block]).max(1) for i in range(0, len(some), block)]) if ok.sum() > 1 else np.zeros(1)
+        best = (np.concatenate([alike(some[i:i + block]).max(1) for i in range(0, len(some), block)]) if ok.sum() > 1
+                else np.zeros(1))
         near = float(1 - (1 - np.median(best))/9)  # distance squared is 2 - 2 cosine
     pairs, values, count = [], [], 0
     for i in range(0, n, block):
@@ -66,7 +68,9 @@ def near_pairs(
         a, b = np.nonzero(s >= near)
         v, later = s[a, b], b > a
         pairs.append(np.stack([a + i, b + i], 1)[later]); values.append(v[later]); count += later.sum()
-        if count > MOST_PAIRS: raise TaskError(f"near={near:.4g} calls more than {MOST_PAIRS:,} pairs alike: give a higher threshold, up to 1")
+        if count > MOST_PAIRS:
+            raise TaskError(
+                f"near={near:.4g} calls more than {MOST_PAIRS:,} pairs alike: give a higher threshold, up to 1")
     return near, np.concatenate(pairs), np.concatenate(values)
 
 # %% ../../nbs/api/data/05_checks.ipynb #4ab56f8f
@@ -80,7 +84,8 @@ def copies(
     splits, at = all_items(task)
     y, target, rank, rows = all_targets(task), task.target, {s: i for i, s in enumerate(SPLITS)}, {}
     def note(kind, i, j, score):
-        row = dict(kind=kind, split=splits[i], index=at[i], label=target.plain(y[i]), score=float(score), other_split=splits[j], other_index=at[j], other_label=target.plain(y[j]))
+        row = dict(kind=kind, split=splits[i], index=at[i], label=target.plain(y[i]), score=float(score),
+                   other_split=splits[j], other_index=at[j], other_label=target.plain(y[j]))
         if (kind, i) not in rows or rows[kind, i]["score"] < score: rows[kind, i] = row
     groups = {}
     for i, k in enumerate(names):
@@ -88,7 +93,8 @@ def copies(
     for g in groups.values():
         for i in g:
             first = next(j for j in g if splits[j] == splits[i])
-            if splits[g[-1]] != splits[i]: note("exact leak", i, g[-1], 1)  # items come split by split, so the last is in the last split
+            # items come split by split, so the last is in the last split
+            if splits[g[-1]] != splits[i]: note("exact leak", i, g[-1], 1)
             if first != i: note("exact repeat", i, first, 1)
             other = next((j for j in g if target.differ(y[j], y[i])), None)
             if other is not None: note("conflicting labels", i, other, 1)
@@ -110,12 +116,14 @@ def reduced(
     from sklearn.decomposition import PCA, TruncatedSVD
     dims = max(1, min(dims, train.shape[1] - 1, train.shape[0] - 1))
     # By the covariance where features are few: exact, and faster than any other way.
-    model = TruncatedSVD(dims, random_state=seed) if hasattr(train, "tocsr") else PCA(dims, svd_solver="covariance_eigh" if train.shape[1] <= 1000 else "randomized", random_state=seed)
+    model = TruncatedSVD(dims, random_state=seed) if hasattr(train, "tocsr") else PCA(
+        dims, svd_solver="covariance_eigh" if train.shape[1] <= 1000 else "randomized", random_state=seed)
     model.fit(train)
     out = [model.transform(x).astype(np.float64) for x in (train, *more)]
     scale = out[0].std(0).max() or 1.
     return [o/scale for o in out]
 
+# %% ../../nbs/api/data/05_checks.ipynb #0379016d
 def out_of_sample(x, y, groups, seed=0, folds=5, more=()):
     "Class probabilities [N, K] of each item by models that have not seen its group, and those of further items by a model of all."
     from sklearn.linear_model import LogisticRegression
@@ -129,13 +137,17 @@ def out_of_sample(x, y, groups, seed=0, folds=5, more=()):
             out.append(p/p.sum(1, keepdims=True))
         return out
     own = np.zeros((len(y), k))
-    for on, off in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(x, y, groups): own[off] = judge(on, x[off])[0]
+    for on, off in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(x, y, groups):
+        own[off] = judge(on, x[off])[0]
     return own, judge(np.arange(len(y)), *more)
 
+# %% ../../nbs/api/data/05_checks.ipynb #09a2cea2
 def suspects(task, x, names, pairs, seed, folds=5):
     "(rows, accuracy out of sample, classes too small to judge); x: split -> [N, D]."
     try: from cleanlab.filter import find_label_issues
-    except ImportError: raise FinetuneError('suspected labels need cleanlab, which is not installed: pip install "finetune_nb[checks]", or leave "labels" out of checks') from None
+    except ImportError:
+        raise FinetuneError('suspected labels need cleanlab, which is not installed: pip install '
+                            '"finetune_nb[checks]", or leave "labels" out of checks') from None
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
     n, y, vocab = len(task.targets["train"]), task.targets["train"], task.target.vocab
@@ -148,7 +160,8 @@ def suspects(task, x, names, pairs, seed, folds=5):
     groups = connected_components(coo_matrix((np.ones(len(links)), links.T), (n, n)), directed=False)[1]
     to = np.full(len(vocab), -1); to[judged] = np.arange(len(judged))
     use = {s: np.flatnonzero(to[task.targets[s]] >= 0) for s in SPLITS}
-    own, more = out_of_sample(x["train"][use["train"]], to[y[use["train"]]], groups[use["train"]], seed, folds, [x[s][use[s]] for s in SPLITS[1:]])
+    own, more = out_of_sample(x["train"][use["train"]], to[y[use["train"]]], groups[use["train"]], seed, folds,
+                              [x[s][use[s]] for s in SPLITS[1:]])
     rows = []
     for s, p in zip(SPLITS, [own, *more]):
         given = to[task.targets[s][use[s]]]
@@ -157,7 +170,8 @@ def suspects(task, x, names, pairs, seed, folds=5):
             warnings.simplefilter("ignore")  # of classes too small to prune; they are few enough to look at
             found = find_label_issues(given, p, filter_by="both", return_indices_ranked_by="self_confidence", n_jobs=1)
         for i in found:
-            rows.append(dict(kind="suspected label", split=s, index=int(use[s][i]), label=int(judged[given[i]]), score=float(1 - p[i, given[i]]), suggested=int(judged[p[i].argmax()])))
+            rows.append(dict(kind="suspected label", split=s, index=int(use[s][i]), label=int(judged[given[i]]),
+                             score=float(1 - p[i, given[i]]), suggested=int(judged[p[i].argmax()])))
     return rows, float((own.argmax(1) == to[y[use["train"]]]).mean()), small
 
 # %% ../../nbs/api/data/05_checks.ipynb #2f013ad4
@@ -177,6 +191,7 @@ def odd_items(task) -> list: # one dict for each odd item
     return [dict(kind=kind, split=splits[i], index=at[i], label=task.target.plain(y[i]), score=abs(float(z)),
                  note="" if kind == "blank" else "low" if z < 0 else "high") for kind, i, z in rows]
 
+# %% ../../nbs/api/data/05_checks.ipynb #90bd699a
 RARE = 5  # a class with less than a fifth of the commonest class's items is rare
 
 def class_counts(task) -> list: # one dict for each class and finding
@@ -185,7 +200,8 @@ def class_counts(task) -> list: # one dict for each class and finding
     for s in SPLITS:
         n = np.bincount(task.targets[s], minlength=len(task.target.vocab))
         rows += [dict(kind="missing class", split=s, label=int(c), score=1.) for c in np.flatnonzero(n == 0)]
-        rows += [dict(kind="rare class", split=s, label=int(c), score=float(n.max()/n[c])) for c in np.flatnonzero((n > 0) & (n*RARE < n.max()))]
+        rows += [dict(kind="rare class", split=s, label=int(c), score=float(n.max()/n[c]))
+                 for c in np.flatnonzero((n > 0) & (n*RARE < n.max()))]
         if (n > 0).sum() == 1: rows.append(dict(kind="one class alone", split=s, label=int(n.argmax()), score=1.))
     return rows
 
@@ -209,13 +225,17 @@ def drift_test(
     for f in range(folds):
         on, off = fold != f, fold == f
         m = x[on].mean(0)
-        w = np.linalg.solve((x[on] - m).T @ (x[on] - m) + 1e-2*on.sum()*np.eye(x.shape[1]), (x[on] - m).T @ (names[on] - names[on].mean(0)))
+        w = np.linalg.solve((x[on] - m).T @ (x[on] - m) + 1e-2*on.sum()*np.eye(x.shape[1]),
+                            (x[on] - m).T @ (names[on] - names[on].mean(0)))
         r, t = rankdata(x[off] @ w, axis=0), names[off]
         ones, zeros = t.sum(0), (1 - t).sum(0)
-        aucs.append(np.where((ones > 0) & (zeros > 0), ((r*t).sum(0) - ones*(ones + 1)/2)/np.maximum(ones*zeros, 1), np.nan))
+        aucs.append(np.where((ones > 0) & (zeros > 0),
+                             ((r*t).sum(0) - ones*(ones + 1)/2)/np.maximum(ones*zeros, 1), np.nan))
     auc = np.nanmean(aucs, 0)
-    return dict(auc=float(auc[0]), chance=float(auc[1:].mean()), chance95=float(np.quantile(auc[1:], .95)), p=float((1 + (auc[1:] >= auc[0]).sum())/(permutations + 1)))
+    return dict(auc=float(auc[0]), chance=float(auc[1:].mean()), chance95=float(np.quantile(auc[1:], .95)),
+                p=float((1 + (auc[1:] >= auc[0]).sum())/(permutations + 1)))
 
+# %% ../../nbs/api/data/05_checks.ipynb #7004f553
 def drifts(task, x, names, seed):
     "One row for each pair of splits; exact repeats count once."
     from scipy.stats import chi2_contingency
@@ -234,7 +254,8 @@ def drifts(task, x, names, seed):
         n = np.array([np.bincount(kind[s], minlength=1 + max(k.max() for k in kind.values())) for s in (a, b)])
         n, within = n[:, n.sum(0) > 0], np.concatenate([kind[s][once[s]] for s in (a, b)])
         p = float(chi2_contingency(n).pvalue) if n.shape[1] > 1 else 1.
-        rows.append(dict(splits=f"{a} and {b}", **drift_test(z[a], z[b], within, seed), labels_p=p, labels_distance=float(np.abs(n[0]/n[0].sum() - n[1]/n[1].sum()).sum()/2)))
+        rows.append(dict(splits=f"{a} and {b}", **drift_test(z[a], z[b], within, seed), labels_p=p,
+                         labels_distance=float(np.abs(n[0]/n[0].sum() - n[1]/n[1].sum()).sum()/2)))
     return rows
 
 # %% ../../nbs/api/data/05_checks.ipynb #27e98309
@@ -248,23 +269,29 @@ def audit_folder(
     from PIL import Image
     path = Path(path).expanduser()
     if not path.is_dir(): raise TaskError(f"no such folder: {path}")
-    files, rows, modes, seen = sorted(p for p in path.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(path).parts)), [], {}, {}
+    files, rows, modes, seen = sorted(p for p in path.rglob("*") if p.is_file()
+                                      and not any(q.startswith(".") for q in p.relative_to(path).parts)), [], {}, {}
     def note(f, finding, detail=""): rows.append(dict(file=str(f.relative_to(path)), finding=finding, detail=detail))
     for f in files:
         if f.suffix.lower() not in IMAGE_SUFFIXES:
-            if f.parent != path: note(f, "not looked at", f"no {'image' if f.suffix else 'known'} ending: {f.suffix or f.name}")
+            if f.parent != path:
+                note(f, "not looked at", f"no {'image' if f.suffix else 'known'} ending: {f.suffix or f.name}")
             continue
         got = read_image(f, 8)
         if isinstance(got, str): note(f, "unreadable", got); continue
         digest = got[1]
-        if digest in seen: note(f, "equal file", f"same as {seen[digest].relative_to(path)}" + ("" if seen[digest].parent == f.parent else ", in another folder"))
+        if digest in seen:
+            note(f, "equal file", f"same as {seen[digest].relative_to(path)}"
+                 + ("" if seen[digest].parent == f.parent else ", in another folder"))
         seen.setdefault(digest, f)
         with Image.open(f) as im: (w, h), mode, kind, frames = im.size, im.mode, im.format, getattr(im, "n_frames", 1)
         modes[f] = mode
         if min(w, h) < small: note(f, "tiny", f"{w} x {h} pixels")
         if max(w, h) > narrow*min(w, h): note(f, "narrow", f"{w} x {h} pixels")
         if frames > 1 and kind != "MPO": note(f, "animated", f"{frames} pictures, the first is read")
-        if Image.registered_extensions().get(f.suffix.lower()) != kind and {kind, f.suffix.lower()} - {"MPO", ".jpg", ".jpeg"}: note(f, "wrongly named", f"holds {kind}")
+        if (Image.registered_extensions().get(f.suffix.lower()) != kind
+            and {kind, f.suffix.lower()} - {"MPO", ".jpg", ".jpeg"}):
+            note(f, "wrongly named", f"holds {kind}")
     usual = max(set(modes.values()), key=list(modes.values()).count, default=None)
     for f, mode in modes.items():
         if mode != usual: note(f, "odd mode", f"{mode}, most are {usual}")

@@ -41,29 +41,38 @@ def derived(
         index, new = _picked(task, s, y, keep.get(like, np.arange(len(y))), add.get(like, []), targets.get(like, y))
         made[s], record[s] = (pick(items, index), new), [index.tolist(), new.tolist()]
     name = content_hash([task.data_hash, note, target.key(), record])
-    return replace(task, target=target, items={s: made[s][0] for s in task.items}, targets={s: made[s][1] for s in task.items},
+    return replace(task, target=target, items={s: made[s][0] for s in task.items},
+                   targets={s: made[s][1] for s in task.items},
                    shifts={s: made[s] for s in task.shifts}, data_hash=name,
                    history=[*task.history, dict(parent=task.data_hash, note=note, hash=name)])
 
+# %% ../../nbs/api/data/04_corruptions.ipynb #cf3654c8
 def _follows(task, s, y):
     n = len(task.targets["test"])
-    if len(y) != n: raise TaskError(f"shift '{s}' of task '{task.name}' has {len(y)} items, its test split {n}: say what becomes of it")
+    if len(y) != n:
+        raise TaskError(
+            f"shift '{s}' of task '{task.name}' has {len(y)} items, its test split {n}: say what becomes of it")
 
 def _picked(task, s, y, keep, add, targets):
     "(positions, targets) of what a split has afterwards."
-    index, targets = np.concatenate([np.asarray(keep, dtype=np.int64), np.asarray(add, dtype=np.int64)]), np.asarray(targets)
-    if len(targets) != len(y): raise TaskError(f"{len(targets)} labels for the {len(y)} items of '{s}' of task '{task.name}'")
-    if len(index) and not (index.min() >= 0 and index.max() < len(y)): raise TaskError(f"positions of '{s}' must lie between 0 and {len(y) - 1}")
+    index, targets = (np.concatenate([np.asarray(keep, dtype=np.int64), np.asarray(add, dtype=np.int64)]),
+                      np.asarray(targets))
+    if len(targets) != len(y):
+        raise TaskError(f"{len(targets)} labels for the {len(y)} items of '{s}' of task '{task.name}'")
+    if len(index) and not (index.min() >= 0 and index.max() < len(y)):
+        raise TaskError(f"positions of '{s}' must lie between 0 and {len(y) - 1}")
     return index, targets[index]
 
 # %% ../../nbs/api/data/04_corruptions.ipynb #b5bc498b
-def _draw(task, seed, name, *more): return rng(seed, name, task.name, len(task.history), *more)  # the same change a second time draws anew
+# the same change a second time draws anew
+def _draw(task, seed, name, *more): return rng(seed, name, task.name, len(task.history), *more)
 
 _SHARES = dict(subset="above 0 and up to 1", duplicates="from 0 to below 1", label_noise="from 0 to 1")
 
 def _share(value, what):
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and 0 <= value <= 1
-    if not number or value == dict(subset=0, duplicates=1).get(what): raise TaskError(f"{what}: share must be a number {_SHARES[what]}, not {value!r}")
+    if not number or value == dict(subset=0, duplicates=1).get(what):
+        raise TaskError(f"{what}: share must be a number {_SHARES[what]}, not {value!r}")
     return float(value)
 
 def _note(what, seed, **args): return f"{what}({', '.join(f'{k}={v}' for k, v in args.items())}), seed {seed}"
@@ -76,12 +85,14 @@ def label_noise(
 ) -> Task:
     "Training labels replaced by another class, each other class equally likely: symmetric noise (Angluin and Laird, 1988)."
     task.require("label_noise", target="classes")
-    share, y, draw, k = _share(share, "label_noise"), task.targets["train"], _draw(task, seed, "label_noise"), task.target.n_outputs
+    share, y, draw, k = (_share(share, "label_noise"), task.targets["train"], _draw(task, seed, "label_noise"),
+                         task.target.n_outputs)
     order, step = draw.permutation(len(y)), draw.integers(1, k, len(y))
     wrong, new = order[:round(share*len(y))], y.copy()
     new[wrong] = (y[wrong] + step[wrong]) % k
     return derived(task, _note("label_noise", seed, share=share), targets={"train": new})
 
+# %% ../../nbs/api/data/04_corruptions.ipynb #ebba400b
 def duplicates(
     task, # a Task
     share, # of the training items that are repeats of others
@@ -95,7 +106,8 @@ def duplicates(
         mine = order[kind[order] == c]
         n = max(1, len(mine) - round(share*len(mine)))
         stay.append(mine[:n]); more.append(draw.choice(mine[:n], len(mine) - n))
-    return derived(task, _note("duplicates", seed, share=share), keep={"train": np.sort(np.concatenate(stay))}, add={"train": np.concatenate(more)})
+    return derived(task, _note("duplicates", seed, share=share), keep={"train": np.sort(np.concatenate(stay))},
+                   add={"train": np.concatenate(more)})
 
 # %% ../../nbs/api/data/04_corruptions.ipynb #2e46c88e
 def subset(
@@ -120,7 +132,8 @@ def long_tail(
     y, k = task.targets["train"], task.target.n_outputs
     has = np.bincount(y, minlength=k)
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float, np.number)) or not 1 <= ratio <= has.max():
-        raise TaskError(f"long_tail: ratio must be a number from 1 to {has.max()}, the items of the commonest class of task '{task.name}', not {ratio!r}")
+        raise TaskError(f"long_tail: ratio must be a number from 1 to {has.max()}, the items of the commonest class of "
+                        f"task '{task.name}', not {ratio!r}")
     draw = _draw(task, seed, "long_tail")
     rank, order = draw.permutation(k), draw.permutation(len(y))
     want = np.maximum(1, np.round(has.max() * float(ratio)**(-rank/max(1, k - 1)))).astype(int)
@@ -135,13 +148,16 @@ def only(
 ) -> Task:
     "A task of some of the classes, in the order given; every split and shift loses the others and is labelled anew."
     task.require("only", target="classes")
-    if isinstance(classes, (str, int)) or not hasattr(classes, "__iter__"): raise TaskError(f"only: classes must be a list of names, not {classes!r}")
+    if isinstance(classes, (str, int)) or not hasattr(classes, "__iter__"):
+        raise TaskError(f"only: classes must be a list of names, not {classes!r}")
     names, known = [str(c) for c in classes], [str(c) for c in task.target.vocab]
     for n in names:
         if n not in known: raise TaskError(unknown_name("class", n, known))
-    if len(set(names)) < max(2, len(names)): raise TaskError(f"only: two different classes at least, each once, not {', '.join(names) or 'none'}")
+    if len(set(names)) < max(2, len(names)):
+        raise TaskError(f"only: two different classes at least, each once, not {', '.join(names) or 'none'}")
     return keep_classes(task, [known.index(n) for n in names], f"only({', '.join(names)})")
 
+# %% ../../nbs/api/data/04_corruptions.ipynb #7fd969dc
 def keep_classes(
     task, # whose target is classes
     numbers, # of the classes that stay, in the order that their new labels have
@@ -158,7 +174,8 @@ def keep_classes(
 def shuffle_labels(task, seed=0) -> Task:
     "Labels permuted at random within every split: the control in which nothing can be learnt (Zhang et al., 2017)."
     new = {s: _draw(task, seed, "shuffle_labels", s).permutation(y) for s, y in task.targets.items()}
-    new |= {s: _draw(task, seed, "shuffle_labels", s).permutation(y) for s, (_, y) in task.shifts.items() if len(y) != len(new["test"])}
+    new |= {s: _draw(task, seed, "shuffle_labels", s).permutation(y)
+            for s, (_, y) in task.shifts.items() if len(y) != len(new["test"])}
     return derived(task, _note("shuffle_labels", seed), targets=new)
 
 CHANGES = {f.__name__: f for f in (label_noise, duplicates, long_tail, subset, only, shuffle_labels)}
@@ -176,15 +193,18 @@ def change_task(
 def _plain(changes):
     "[(name, dict of arguments)], checked before any is applied."
     if isinstance(changes, (str, dict)): changes = [changes]
-    if not isinstance(changes, (list, tuple, type(None))): raise TaskError(f"changes must be a list of names and {{name: {{argument: value}}}}, not {changes!r}")
+    if not isinstance(changes, (list, tuple, type(None))):
+        raise TaskError(f"changes must be a list of names and {{name: {{argument: value}}}}, not {changes!r}")
     out = []
     for c in changes or []:
-        if not isinstance(c, (str, dict)): raise TaskError(f"a change is a name or {{name: {{argument: value}}}}, not {c!r}")
+        if not isinstance(c, (str, dict)):
+            raise TaskError(f"a change is a name or {{name: {{argument: value}}}}, not {c!r}")
         for name, args in ([(c, {})] if isinstance(c, str) else c.items()):
             if name not in CHANGES: raise TaskError(unknown_name("change", name, CHANGES))
             takes = [p for p in inspect.signature(CHANGES[name]).parameters if p not in ("task", "seed")]
             args = {} if args is None else args if isinstance(args, dict) else {takes[0]: args} if takes else args
             if not isinstance(args, dict) or set(args) != set(takes):
-                raise TaskError(f"{name} takes {' and '.join(takes) or 'no arguments'}, not {', '.join(map(str, args)) or 'nothing' if isinstance(args, dict) else repr(args)}")
+                raise TaskError(f"{name} takes {' and '.join(takes) or 'no arguments'}, not "
+                                f"{', '.join(map(str, args)) or 'nothing' if isinstance(args, dict) else repr(args)}")
             out.append((name, args))
     return out

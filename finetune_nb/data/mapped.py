@@ -37,7 +37,8 @@ def open_mapped(
     try:
         os.utime(file)  # somebody uses it
         return torch.from_numpy(np.load(file, mmap_mode="c"))
-    except (OSError, ValueError) as e: raise FileError(f"{file} cannot be read ({e}). Remove it; it will be made again") from None
+    except (OSError, ValueError) as e:
+        raise FileError(f"{file} cannot be read ({e}). Remove it; it will be made again") from None
 
 def _tidy(folder, now):
     for p in folder.iterdir():
@@ -52,12 +53,14 @@ def write_array(
 ):
     "Write an array in parts, atomically."
     need, free = int(np.prod(shape))*np.dtype(dtype).itemsize, _free(file.parent)
-    full = f"the items need {need/1e9:.1f} GB in {file.parent}, of which {{}}. Free some space, or choose another cache in [paths]"
+    full = (f"the items need {need/1e9:.1f} GB in {file.parent}, of which {{}}. Free some space, or choose another "
+            "cache in [paths]")
     if need > free: raise FileError(full.format(f"{free/1e9:.1f} GB are free"))
     with atomic_path(file) as tmp:
         try:
             with open(tmp, "wb") as f:
-                about = dict(descr=np.lib.format.dtype_to_descr(np.dtype(dtype)), fortran_order=False, shape=tuple(shape))
+                about = dict(descr=np.lib.format.dtype_to_descr(np.dtype(dtype)), fortran_order=False,
+                             shape=tuple(shape))
                 np.lib.format.write_array_header_1_0(f, about)
                 for x in chunks: f.write(np.ascontiguousarray(x, dtype=dtype).data)
         except OSError as e:
@@ -80,7 +83,8 @@ def mapped(
     folder = items_folder(); file = folder/f"{name}.npy"
     if not file.exists():
         try: folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise FileError(f"cannot write to folder {folder}: {e.strerror}. Choose another cache in [paths]") from None
+        except OSError as e:
+            raise FileError(f"cannot write to folder {folder}: {e.strerror}. Choose another cache in [paths]") from None
         with FileLock(folder/f"{name}.lock"):  # the others wait and find it made
             if not file.exists(): _tidy(folder, time.time()); write_array(file, shape, dtype, chunks())
     return open_mapped(file), file
@@ -90,7 +94,8 @@ class Rows:
     "Rows of an array in a given order, copied only when they are asked for; a slice or list of positions gives a tensor."
     def __init__(self, array, index): self.array, self.index = array, torch.as_tensor(index)
     def __len__(self): return len(self.index)
-    def __getitem__(self, i): return self.array[self.index[torch.as_tensor(i) if isinstance(i, (list, np.ndarray)) else i]]
+    def __getitem__(self, i):
+        return self.array[self.index[torch.as_tensor(i) if isinstance(i, (list, np.ndarray)) else i]]
     def __array__(self, dtype=None, copy=None): return np.asarray(self[:], dtype=dtype)
     @property
     def shape(self): return torch.Size((len(self), *self.array.shape[1:]))

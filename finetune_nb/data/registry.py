@@ -13,7 +13,8 @@ from pathlib import Path
 from ..core.errors import TaskError, unknown_name
 
 # %% ../../nbs/api/data/03_registry.ipynb #ff3df1b8
-TASKS = {name: f"finetune_nb.data.builtin.{name}" for name in ("digits", "scripts", "docs", "pages", "angles")}  # module with a function of that name
+# module with a function of that name
+TASKS = {name: f"finetune_nb.data.builtin.{name}" for name in ("digits", "scripts", "docs", "pages", "angles")}
 
 def task_path(
     name, # one of `TASKS`, or a path to a folder of images, a csv or parquet file, a saved data set or a stored task
@@ -26,11 +27,12 @@ def task_path(
         raise TaskError(f"{name} is neither a folder of images nor a csv or parquet file")
     if path.is_dir(): return path.resolve()
     if any(c in str(name) for c in "/\\."): raise TaskError(f"no such {'file' if path.suffix else 'folder'}: {name}")
-    raise TaskError(unknown_name("task", name, TASKS) + ", or a path to a folder of images, a csv or parquet file, or a saved data set")
+    raise TaskError(unknown_name("task", name, TASKS)
+                    + ", or a path to a folder of images, a csv or parquet file, or a saved data set")
 
 # %% ../../nbs/api/data/03_registry.ipynb #bfddff99
-_READERS = dict(photos="folder:image_folder", csv="csv:csv_task", parquet="frame:parquet_task", frame="frame:frame_task",
-                hub="hub:hub_task", loaders="loaders:loaders_task")
+_READERS = dict(photos="folder:image_folder", csv="csv:csv_task", parquet="frame:parquet_task",
+                frame="frame:frame_task", hub="hub:hub_task", loaders="loaders:loaders_task")
 _OBJECTS = {"pandas.DataFrame": "frame", "datasets.Dataset": "hub", "datasets.DatasetDict": "hub",
             "datasets.IterableDataset": "hub", "fastai.DataLoaders": "loaders", "finetune_nb.Task": "task"}
 
@@ -50,7 +52,8 @@ def _kind_of(source):
     found = (f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in type(source).__mro__)
     kind = next((_OBJECTS[f] for f in found if f in _OBJECTS), None)
     if kind is None:
-        raise TaskError(f"a {type(source).__name__} makes no task; give a name, a path, a data frame, a data set or fastai's loaders")
+        raise TaskError(f"a {type(source).__name__} makes no task; give a name, a path, a data frame, a data set or "
+                        "fastai's loaders")
     return kind
 
 # %% ../../nbs/api/data/03_registry.ipynb #8d0cc859
@@ -72,7 +75,8 @@ def load_task(
     # The bundled tasks have one size and no files to skip: other values must not load them twice.
     if path is None: return _bundled(str(source))
     kind = _kind(path)
-    if columns and kind in ("photos", "stored"): raise TaskError(f"{source} has no columns; {', '.join(columns)} is for tables")
+    if columns and kind in ("photos", "stored"):
+        raise TaskError(f"{source} has no columns; {', '.join(columns)} is for tables")
     if kind == "photos": how["size"] = size or 128
     if kind == "stored": how = {}
     return _cached(kind, path, tuple((how | columns).items()), _state(path))
@@ -80,6 +84,7 @@ def load_task(
 @lru_cache(None)
 def _bundled(name): return getattr(import_module(TASKS[name]), name)()
 
+# %% ../../nbs/api/data/03_registry.ipynb #a2a5c5eb
 @lru_cache(4)
 def _cached(kind, path, how, state): return _reader(kind)(path, **dict(how))
 

@@ -22,8 +22,10 @@ def rotated(x):
     angle = _uniform(n, 20, 40, "angle").deg2rad() * torch.where(_uniform(n, -1, 1, "side") < 0, -1., 1.)
     c, s, o = torch.cos(angle), torch.sin(angle), torch.zeros(n)
     theta = torch.stack([torch.stack([c, -s, o], -1), torch.stack([s, c, o], -1)], 1)
-    return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="border", align_corners=False)
+    return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="border",
+                         align_corners=False)
 
+# %% ../../nbs/api/data/02_shifts.ipynb #e34e23e7
 def blurred(x):
     "Gaussian blur whose width is a sixteenth of the side."
     sigma = x.shape[-1] / 16
@@ -46,6 +48,7 @@ def occluded(x):
     covered = (row >= top) & (row < top + side) & (col >= left) & (col < left + side)
     return torch.where(covered, torch.full_like(x, .5), x)
 
+# %% ../../nbs/api/data/02_shifts.ipynb #b60e3070
 def textured(x):
     "Stripes of random direction and width behind the shape."
     n, _, h, w = x.shape

@@ -42,10 +42,12 @@ class MemoryItems:
     def decode(self, o, full=True):
         return self.modality.shown(o[0], self.input) if self.modality else o[0], self.target.shown(o[1])
 
+# %% ../../nbs/api/data/00_task.ipynb #bc4daa93
 class MemoryDL(TfmdDL):
     "A `TfmdDL` that takes whole batches of `MemoryItems`."
     def __init__(self, dataset, bs=64, seed=None, **kwargs):
-        super().__init__(dataset, bs=bs, **(kwargs | dict(num_workers=0)))  # there is nothing to fetch in the background
+        # there is nothing to fetch in the background
+        super().__init__(dataset, bs=bs, **(kwargs | dict(num_workers=0)))
         if seed is not None: self.rng = random.Random(int(rng(seed, "batches").integers(2**32)))
     def create_batches(self, samps):
         samps = list(samps)
@@ -68,7 +70,8 @@ class Task:
     shifts:dict = field(default_factory=dict)  # name -> (holder, targets): the test split, changed
     augment:bool = False  # change training items at random, as the modality does? the same for every recipe
     data_hash:str = ""  # names the exact data a run saw; made of the contents if not given
-    history:list = field(default_factory=list)  # what was done to the data, by `data.corruptions`: dicts of parent, note, hash
+    # what was done to the data, by `data.corruptions`: dicts of parent, note, hash
+    history:list = field(default_factory=list)
 
     def __post_init__(self):
         if isinstance(self.modality, str): self.modality = find_modality(self.modality)
@@ -77,7 +80,8 @@ class Task:
         for s in SPLITS:
             if not len(self.targets[s]): raise TaskError(f"task '{self.name}': the {s} split is empty")
         content = self.modality.content
-        self.data_hash = self.data_hash or content_hash([self.target.key(), {s: content(self.items[s], y) for s, y in self.targets.items()}])
+        self.data_hash = self.data_hash or content_hash([
+            self.target.key(), {s: content(self.items[s], y) for s, y in self.targets.items()}])
 
 # %% ../../nbs/api/data/00_task.ipynb #f6cfd0a2
 @patch(as_prop=True)
@@ -94,6 +98,7 @@ def budget(
     "Draw a budget of labels. For one seed the budgets are nested: the 10 of a class contain the 3."
     return self.target.budget(self.targets["train"], labels, seed, self.name)
 
+# %% ../../nbs/api/data/00_task.ipynb #5d50213e
 @patch
 def split(
     self:Task,
@@ -126,6 +131,7 @@ def dataset(
     (items, y), input = self.split(split), input or self.default_input()
     return MemoryItems(items.fit(input), y, self.target, self.modality, input, index)
 
+# %% ../../nbs/api/data/00_task.ipynb #ab88e13d
 @patch
 def dataloaders(
     self:Task,
@@ -138,7 +144,8 @@ def dataloaders(
     "Training and validation loaders; `task.test_dl` gives the others."
     input = input or self.default_input()
     train = self.dataset("train", input, self.budget(labels, seed))
-    dl = MemoryDL(train, bs=min(bs, len(train)), seed=seed, shuffle=True, drop_last=True, after_batch=self.transforms(input, True), device=device)
+    dl = MemoryDL(train, bs=min(bs, len(train)), seed=seed, shuffle=True, drop_last=True,
+                  after_batch=self.transforms(input, True), device=device)
     return DataLoaders(dl, self.test_dl("valid", input, device), device=device)
 
 @patch
@@ -158,6 +165,8 @@ def require(
 ):
     "Refuse a task that `what` cannot use."
     if modality not in (None, self.modality.name):
-        raise TaskError(f"{what} works on {find_modality(modality).plural}; task '{self.name}' is made of {self.modality.plural}")
+        raise TaskError(
+            f"{what} works on {find_modality(modality).plural}; task '{self.name}' is made of {self.modality.plural}")
     if target not in (None, self.target.name):
-        raise TaskError(f"{what} needs a task whose target is '{target}'; that of task '{self.name}' is '{self.target.name}'")
+        raise TaskError(
+            f"{what} needs a task whose target is '{target}'; that of task '{self.name}' is '{self.target.name}'")

@@ -75,6 +75,7 @@ def _recipe(recipe):
     from finetune_nb.recipes.library import recipe as find_recipe
     return recipe if isinstance(recipe, dict) else find_recipe(recipe).to_dict()
 
+# %% ../../nbs/api/experiments/03_run_kinds.ipynb #1f9d452a
 def _data_hash(spec):
     if not spec.get("task"): return None
     from finetune_nb.data.corruptions import change_task

@@ -332,6 +332,7 @@ def randomisation_test(
                      for i in use]
     return pd.DataFrame(rows)
 
+# %% ../../nbs/api/explain/01_attribution.ipynb #c73ee993
 def _alike(a, b, keep, absolute):
     "Rank correlation of two maps where `keep` holds; a map without any contrast is like no other."
     from scipy.stats import rankdata

@@ -31,15 +31,20 @@ def save_bundle(
         target = target or (model.task.target if hasattr(model, "task") else Classes(model.dls.vocab))
         model = model.model
     config = dict(getattr(model, "kit_config", None) or {})
-    if target is None: raise ModelError('a network alone does not know what its outputs mean: say it (target=Classes(["cat", "dog"]))')
-    if not config: raise ModelError("this network was not made by the kit, so how to rebuild it is unknown: build it with load_pretrained or pretrained_learner")
-    if target.n_outputs != config["num_classes"]: raise ModelError(f"the network has {config['num_classes']} outputs, but the target has {target.n_outputs}")
+    if target is None:
+        raise ModelError('a network alone does not know what its outputs mean: say it (target=Classes(["cat", "dog"]))')
+    if not config:
+        raise ModelError("this network was not made by the kit, so how to rebuild it is unknown: build it with "
+                         "load_pretrained or pretrained_learner")
+    if target.n_outputs != config["num_classes"]:
+        raise ModelError(f"the network has {config['num_classes']} outputs, but the target has {target.n_outputs}")
     folder, input = writable_folder(folder), dict(config["input"])
     if "encode" in input:
         input["encode"].save(folder)
         for k in ("encode", "decode", "key"): input.pop(k)
     save_tensors(folder/"model.safetensors", model.state_dict())
-    write_json(folder/"config.json", config | dict(input=input, target=target.to_dict(), sha256=sha256(folder/"model.safetensors"), notes=notes))
+    write_json(folder/"config.json", config
+               | dict(input=input, target=target.to_dict(), sha256=sha256(folder/"model.safetensors"), notes=notes))
     return folder
 
 # %% ../../nbs/api/models/04_bundle.ipynb #fd1607ef
@@ -65,6 +70,7 @@ class Bundle:
         "For classes: the likeliest one and its probability, (name, probability)."
         return self.target.decode(self.outputs(items))
 
+# %% ../../nbs/api/models/04_bundle.ipynb #7e22605e
 def load_bundle(
     folder, # a folder written by `save_bundle`
 ) -> Bundle:
@@ -75,6 +81,7 @@ def load_bundle(
     try:
         model, target, digest = rebuilt(config), target_from(config["target"]), config["sha256"]
         model.kit_config = {k: config[k] for k in ("name", "modality", "architecture", "num_classes", "input")}
-    except (KeyError, TypeError, AttributeError): raise ModelError(f"{folder/'config.json'} is not the configuration of a bundle") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ModelError(f"{folder/'config.json'} is not the configuration of a bundle") from None
     model.kit_config["input"] = networks(config["modality"]).restore_input(folder, config["input"])
     return Bundle(load_weights(model, folder/"model.safetensors", digest, keep_head=True), target, config)

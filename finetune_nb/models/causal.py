@@ -19,7 +19,8 @@ from .load import model_folder
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 def load_causal(
-    name="world_lm", # bundled name, a folder in transformers' format, or a hub name such as "HuggingFaceTB/SmolLM2-135M"
+    # bundled name, a folder in transformers' format, or a hub name such as "HuggingFaceTB/SmolLM2-135M"
+    name="world_lm",
     offline="auto", # "yes" never asks the network
 ): # -> (causal language model in single precision, tokeniser)
     "A language model that writes, and its tokeniser; weights come from safetensors, never from pickle."
@@ -29,17 +30,27 @@ def load_causal(
     source = str(folder) if folder.is_dir() else str(name)
     with quiet():
         config, tok = config_and_tokenizer(source, offline, instead="world_lm")
-        if folder.is_dir() and (digest := getattr(config, "sha256", None)) and sha256(folder/"model.safetensors") != digest:
-            raise ModelError(f"{folder/'model.safetensors'} is damaged: its SHA-256 is not the one on record. Install the kit again or run `make pretrained`")
-        model, info = fetch(source, "weights", offline=offline, get=lambda: transformers.AutoModelForCausalLM.from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, local_files_only=offline == "yes", trust_remote_code=False), instead="world_lm")
-    if info["missing_keys"]: raise ModelError(f"'{source}' does not hold weights for a language model that writes: {len(info['missing_keys'])} are missing, such as '{sorted(info['missing_keys'])[0]}'")
+        if folder.is_dir() and (digest := getattr(config, "sha256",
+                                                  None)) and sha256(folder/"model.safetensors") != digest:
+            raise ModelError(f"{folder/'model.safetensors'} is damaged: its SHA-256 is not the one on record. Install "
+                             "the kit again or run `make pretrained`")
+        model, info = fetch(source, "weights", offline=offline,
+                            get=lambda: transformers.AutoModelForCausalLM.from_pretrained(
+            source, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
+            local_files_only=offline == "yes", trust_remote_code=False), instead="world_lm")
+    if info["missing_keys"]:
+        raise ModelError(f"'{source}' does not hold weights for a language model that writes: "
+                         f"{len(info['missing_keys'])} are missing, such as '{sorted(info['missing_keys'])[0]}'")
     return model.eval(), tok
 
+# %% ../../nbs/api/models/08_causal.ipynb #33b5b62d
 def _look(folder):
     "What can be wrong with a folder is said before the library is asked."
-    if not (folder/"config.json").is_file(): raise ModelError(f"{folder} has no config.json; a model folder holds config.json, model.safetensors and the tokeniser's files")
+    if not (folder/"config.json").is_file():
+        raise ModelError(f"{folder} has no config.json; a model folder holds config.json, model.safetensors and the "
+                         "tokeniser's files")
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
-        why = f"only pickles ({pickles[0]}), which can run any code when loaded; convert them to safetensors where they came from" if pickles else "no weights: model.safetensors is missing"
+        why = (f"only pickles ({pickles[0]}), which can run any code when loaded; convert them to safetensors where "
+               "they came from" if pickles else "no weights: model.safetensors is missing")
         raise ModelError(f"{folder} holds {why}")

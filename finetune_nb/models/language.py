@@ -36,6 +36,7 @@ def split_words(
         out.append(("▁" if i == 0 or w[0].isspace() else "") + bare.lower())
     return out
 
+# %% ../../nbs/api/models/06_language.ipynb #9a873887
 class PieceTokenizer:
     "Text to ids and back by a fixed list of pieces."
     def __init__(self, vocab):
@@ -60,7 +61,8 @@ class PieceTokenizer:
     def encode(self, text, max_length=None):
         "The ids of one text, `max_length` of them at most."
         # A token is at least one character, so the tail of a long text need not be looked at.
-        return [i for w in split_words(text if max_length is None else text[:40*max_length]) for i in self.pieces(w)][:max_length]
+        return [i for w in split_words(text if max_length is None else text[:40*max_length])
+                for i in self.pieces(w)][:max_length]
 
     def save(self, folder):
         "Write the pieces to vocab.json in `folder`."
@@ -85,19 +87,23 @@ def language_model(
     "An AWD-LSTM language model with random weights; its decoder shares the embedding."
     from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
     from fastai.text.models.core import get_language_model
-    config = awd_lstm_lm_config | {k: architecture[k] for k in ("emb_sz", "n_hid", "n_layers")} | dict(pad_token=PieceTokenizer.pad_id)
+    config = (awd_lstm_lm_config | {k: architecture[k] for k in ("emb_sz", "n_hid", "n_layers")}
+              | dict(pad_token=PieceTokenizer.pad_id))
     return get_language_model(AWD_LSTM, architecture["vocab_sz"], config, drop_mult)
 
+# %% ../../nbs/api/models/06_language.ipynb #c1bbca02
 def lm_state(
     model, # of `language_model`
 ): # -> dict of tensors, each weight once
     "The weights of a language model under short names; fastai's own dictionary holds the shared embedding three times."
-    return {k: v for k, v in model.state_dict().items() if k not in ("0.encoder_dp.emb.weight", "1.decoder.weight") and ".module.weight_hh" not in k}
+    return {k: v for k, v in model.state_dict().items()
+            if k not in ("0.encoder_dp.emb.weight", "1.decoder.weight") and ".module.weight_hh" not in k}
 
 def load_lm_state(model, tensors):
     "Fill a language model from `lm_state`; computed in single precision however it was stored."
     own = lm_state(model)
-    if set(own) != set(tensors) or any(own[k].shape != v.shape for k, v in tensors.items()): raise ModelError("these weights belong to another language model")
+    if set(own) != set(tensors) or any(own[k].shape != v.shape for k, v in tensors.items()):
+        raise ModelError("these weights belong to another language model")
     model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
     model.reset()  # the copies that dropout works on follow the weights
     return model
@@ -108,7 +114,8 @@ class Streams:
     def __init__(self, encoded, streams=32, length=64, seed=0):
         self.encoded, self.streams, self.length, self.seed, self.epoch = encoded, streams, length, seed, None
         self.each = (sum(map(len, encoded)) - 1) // (streams*length)  # batches an epoch
-        if self.each < 1: raise FileError(f"{sum(map(len, encoded))} tokens do not fill one batch of {streams} x {length}")
+        if self.each < 1:
+            raise FileError(f"{sum(map(len, encoded))} tokens do not fill one batch of {streams} x {length}")
 
     def __call__(self, step):
         "(ids, next ids, whether an epoch begins)"
@@ -135,10 +142,13 @@ def perplexity(
     encoded = sorted((e[:256] for e in encoded if len(e) > 1), key=len)
     for i in range(0, len(encoded), bs):
         part = encoded[i:i + bs]
-        x = torch.nn.utils.rnn.pad_sequence([torch.tensor(e) for e in part], batch_first=True, padding_value=PieceTokenizer.pad_id)
+        x = torch.nn.utils.rnn.pad_sequence([torch.tensor(e) for e in part], batch_first=True,
+                                            padding_value=PieceTokenizer.pad_id)
         model[0].bs = len(part); model.reset()
         out, y = model(x[:, :-1])[0], x[:, 1:]
-        loss += F.cross_entropy(out.flatten(0, 1), y.flatten(), ignore_index=PieceTokenizer.pad_id, reduction="sum").item(); n += (y != PieceTokenizer.pad_id).sum().item()
+        loss += F.cross_entropy(out.flatten(0, 1), y.flatten(), ignore_index=PieceTokenizer.pad_id,
+                                reduction="sum").item()
+        n += (y != PieceTokenizer.pad_id).sum().item()
     model.reset(); model.train(was)
     return math.exp(loss/n)
 

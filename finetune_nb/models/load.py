@@ -37,12 +37,16 @@ def read_weights(
     "The tensors of a weights file; a pickle is refused and a damaged file noticed."
     path = Path(path).expanduser()
     if path.suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt"):
-        raise ModelError(f"{path} is a pickle, which can run any code when loaded. Convert it to safetensors where it came from")
+        raise ModelError(
+            f"{path} is a pickle, which can run any code when loaded. Convert it to safetensors where it came from")
     if not path.is_file(): raise ModelError(f"no such weights file: {path}")
-    if digest and sha256(path) != digest: raise ModelError(f"{path} is damaged: its SHA-256 is not the one on record. Install the kit again or run `make pretrained`")
+    if digest and sha256(path) != digest:
+        raise ModelError(
+            f"{path} is damaged: its SHA-256 is not the one on record. Install the kit again or run `make pretrained`")
     try: return load_tensors(path)[0]
     except FileError as e: raise ModelError(str(e)) from None
 
+# %% ../../nbs/api/models/02_load.ipynb #42c48d78
 def fill(
     model, # network to fill
     given, # dict of tensors
@@ -55,12 +59,14 @@ def fill(
     wrong = [k for k, v in given.items() if k not in mine or mine[k].shape != v.shape]
     missing = [k for k in mine if k not in given and not k.startswith(heads) and not k.endswith("num_batches_tracked")]
     if wrong or missing:
-        what = "; ".join(f"{len(ks)} {how}, such as '{ks[0]}'" for ks, how in ((wrong, "that do not fit"), (missing, "missing")) if ks)
+        what = "; ".join(f"{len(ks)} {how}, such as '{ks[0]}'"
+                         for ks, how in ((wrong, "that do not fit"), (missing, "missing")) if ks)
         raise ModelError(f"{path} does not hold weights for this architecture: of {len(mine)} tensors {what}")
     # Weights may be stored in half precision; the network computes in single.
     model.load_state_dict({k: v.to(mine[k].dtype) for k, v in given.items()}, strict=False)
     return model
 
+# %% ../../nbs/api/models/02_load.ipynb #1aecc04a
 def load_weights(
     model, # timm network to fill
     path, # a safetensors file
@@ -74,9 +80,13 @@ def load_weights(
 
 def _positions(model, table, mine):
     "A ViT's position table for another picture size: the same surface, sampled more or less finely."
-    if mine is None or table.shape == mine.shape or table.ndim != 3 or table.shape[-1] != mine.shape[-1] or not hasattr(model, "patch_embed"): return table
+    if (mine is None or table.shape == mine.shape or table.ndim != 3 or table.shape[-1] != mine.shape[-1]
+        or not hasattr(model, "patch_embed")):
+        return table
     from timm.layers import resample_abs_pos_embed
-    return resample_abs_pos_embed(table.float(), list(model.patch_embed.grid_size), num_prefix_tokens=0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1))
+    return resample_abs_pos_embed(
+        table.float(), list(model.patch_embed.grid_size),
+        num_prefix_tokens=0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1))
 
 def classifier_names(model):
     "Names of the submodules that timm calls the classifier, such as ('fc',)."
@@ -96,23 +106,30 @@ def load_pretrained(
     folder, digest, own = model_folder(name), None, num_classes is None
     if (folder/"config.json").is_file():
         config = read_json(folder/"config.json")
-        if other_kind(config): raise ModelError(f"'{name}' is a {other_kind(config)} model; load_pretrained builds timm's image networks, load_text_model those for texts")
+        if other_kind(config):
+            raise ModelError(f"'{name}' is a {other_kind(config)} model; load_pretrained builds timm's image networks, "
+                             "load_text_model those for texts")
         arch, input = built_as(folder, config)
         if weights is None: weights, digest = folder/"model.safetensors", config.get("sha256")
         if own: num_classes = config.get("num_classes")
         if size: input["size"] = size
-    elif folder.is_dir(): raise ModelError(f"{folder} has no config.json; a model folder holds config.json and model.safetensors")
+    elif folder.is_dir():
+        raise ModelError(f"{folder} has no config.json; a model folder holds config.json and model.safetensors")
     else:
         arch, input = timm_config(name, size)
         if weights is None and pretrained: weights = _from_hub(name, offline)
         if own: import timm; num_classes = timm.get_pretrained_cfg(name).num_classes
-    if own and not num_classes: raise ModelError(f"how many classes '{name}' was pre-trained on is not recorded, so it cannot keep its classifier")
+    if own and not num_classes:
+        raise ModelError(
+            f"how many classes '{name}' was pre-trained on is not recorded, so it cannot keep its classifier")
     # Whoever builds the network again has only `architecture`, so what depends on the size goes into it.
     arch = _for_size(arch, input["size"])
     model = create_model(**arch, num_classes=num_classes)
-    model.kit_config = dict(name=Path(name).name, modality="image", architecture=arch, num_classes=num_classes, input=input)
+    model.kit_config = dict(name=Path(name).name, modality="image", architecture=arch, num_classes=num_classes,
+                            input=input)
     return load_weights(model, weights, digest, keep_head=own) if pretrained else model
 
+# %% ../../nbs/api/models/02_load.ipynb #b4f36b10
 def model_folder(name): return BUNDLED/name if name in bundled() else Path(name).expanduser()
 
 def timm_config(name, size):
@@ -121,7 +138,8 @@ def timm_config(name, size):
         if any(c in name for c in "/\\"): raise ModelError(f"no such model folder: {name}")
         raise ModelError(unknown_name("model", name, [*bundled(), *nearby_names(name)]))
     cfg = timm.get_pretrained_cfg(name)
-    return dict(architecture=name), dict(size=size or cfg.input_size[-1], channels=cfg.input_size[0], mean=list(cfg.mean), std=list(cfg.std))
+    return (dict(architecture=name),
+            dict(size=size or cfg.input_size[-1], channels=cfg.input_size[0], mean=list(cfg.mean), std=list(cfg.std)))
 
 def built_as(folder, config):
     "(arguments of `create_model`, input) from a config.json of the kit's or of timm's."
@@ -134,8 +152,10 @@ def _from_timm_config(folder, config):
         cfg = config.get("pretrained_cfg") or {}
         arch, input = timm_config(config["architecture"], (cfg.get("input_size") or [0])[-1] or None)
         return arch | (config.get("model_args") or {}), input | {k: list(cfg[k]) for k in ("mean", "std") if k in cfg}
-    except (KeyError, TypeError, AttributeError): raise ModelError(f"{folder/'config.json'} does not say architecture and input") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ModelError(f"{folder/'config.json'} does not say architecture and input") from None
 
+# %% ../../nbs/api/models/02_load.ipynb #2ef24334
 def _for_size(arch, size):
     "The arguments of `create_model` for pictures of `size`: transformers build their position table for one size, so they are told which."
     import timm
@@ -143,7 +163,8 @@ def _for_size(arch, size):
     fixed = cfg is not None and cfg.fixed_input_size and size != arch.get("img_size", cfg.input_size[-1])
     return arch | {"img_size": size} if fixed else arch
 
-def hub_repository(cfg): return cfg.hf_hub_id and (cfg.hf_hub_id if cfg.hf_hub_id != "timm/" else f"timm/{cfg.architecture}.{cfg.tag}")
+def hub_repository(cfg):
+    return cfg.hf_hub_id and (cfg.hf_hub_id if cfg.hf_hub_id != "timm/" else f"timm/{cfg.architecture}.{cfg.tag}")
 
 def _from_hub(name, offline):
     "Path of model.safetensors of a timm model, from the local hub cache or the hub."
@@ -154,4 +175,5 @@ def _from_hub(name, offline):
     try: return hf_hub_download(repo, "model.safetensors", local_files_only=offline == "yes")
     except Exception as e:  # the hub client raises its own, requests', httpx' and the system's errors alike
         why = "offline = yes and not in the local cache" if offline == "yes" else f"{type(e).__name__}"
-        raise ModelError(f"cannot get the weights of '{name}' from the hub ({why}). Give a local safetensors file (--weights) or use a bundled model such as glyph_resnet (finetune-nb list models)") from None
+        raise ModelError(f"cannot get the weights of '{name}' from the hub ({why}). Give a local safetensors file "
+                         "(--weights) or use a bundled model such as glyph_resnet (finetune-nb list models)") from None

@@ -18,7 +18,8 @@ from .text import create_text_model, load_text_model, load_tokenizer, modality_o
 @dataclass(frozen=True)
 class Networks:
     "How networks of one modality come about."
-    load:callable  # (name, n_outputs, weights, pretrained, size, offline) -> pre-trained network with a new head and .kit_config
+    # (name, n_outputs, weights, pretrained, size, offline) -> pre-trained network with a new head and .kit_config
+    load:callable
     create:callable  # (**architecture, num_classes) -> the same with random weights
     restore_input:callable = lambda folder, input: dict(input)  # what the network wants, as a bundle's folder has it
 
@@ -26,13 +27,16 @@ def _with_tokenizer(folder, input):
     tok = load_tokenizer(folder)
     return input | dict(encode=tok, decode=tok.decode, key=tok.key)
 
-NETWORKS = {"image": Networks(load_pretrained, create_model), "text": Networks(load_text_model, create_text_model, _with_tokenizer)}
+NETWORKS = {"image": Networks(load_pretrained, create_model),
+            "text": Networks(load_text_model, create_text_model, _with_tokenizer)}
 
 def networks(
     name, # of a modality
 ) -> Networks:
     "How networks for a modality are loaded and built."
-    if name not in NETWORKS: raise ModelError(f"there is no network for {modality(name).plural}: add one to finetune_nb.models.networks.NETWORKS")
+    if name not in NETWORKS:
+        raise ModelError(
+            f"there is no network for {modality(name).plural}: add one to finetune_nb.models.networks.NETWORKS")
     return NETWORKS[name]
 
 # %% ../../nbs/api/models/09_networks.ipynb #11e2b6e9
@@ -47,7 +51,8 @@ def network_for(
     "A network with as many outputs as the task's target needs."
     kind, model = task.modality, model or task.modality.default_models[0]
     if (other := modality_of(model)) not in (None, kind.name):
-        raise ModelError(f"model '{model}' is for {modality(other).plural}, but task '{task.name}' is made of {kind.plural}; choose another model, "
+        raise ModelError(f"model '{model}' is for {modality(other).plural}, but task '{task.name}' is made of "
+                         f"{kind.plural}; choose another model, "
                          f"such as {kind.default_models[0]}")
     return networks(kind.name).load(model, task.target.n_outputs, weights, pretrained, size, offline)
 

@@ -32,6 +32,7 @@ class TextClassifier(nn.Module):
         if self.pad_side == "left": return (real.cumsum(1) > 0).long()
         return (real.flip(1).cumsum(1).flip(1) > 0).long()
 
+# %% ../../nbs/api/models/07_text.ipynb #91da9dbc
 class AWDClassifier(TextClassifier):
     "fastai's AWD-LSTM classifier; its memory is emptied before every batch."
     def __init__(self, model, pad_id, pad_side="right"):
@@ -72,8 +73,11 @@ def create_text_model(
         from fastai.text.models.core import get_text_classifier
         config = awd_lstm_clas_config | {k: kwargs[k] for k in ("emb_sz", "n_hid", "n_layers")} | dict(pad_token=pad_id)
         # One chunk as long as the longest text: fastai's cutting into chunks asks for batches sorted by length.
-        return AWDClassifier(get_text_classifier(AWD_LSTM, kwargs["vocab_sz"], num_classes, seq_len=max_length, config=config, drop_mult=drop_mult, pad_idx=pad_id, max_len=max_length), pad_id)
-    if architecture != "transformers": raise ModelError(unknown_name("text architecture", architecture, ["awd_lstm", "transformers"]))
+        return AWDClassifier(
+            get_text_classifier(AWD_LSTM, kwargs["vocab_sz"], num_classes, seq_len=max_length, config=config,
+                                drop_mult=drop_mult, pad_idx=pad_id, max_len=max_length), pad_id)
+    if architecture != "transformers":
+        raise ModelError(unknown_name("text architecture", architecture, ["awd_lstm", "transformers"]))
     transformers = import_text()
     config = dict(kwargs["config"])
     with quiet():
@@ -93,12 +97,18 @@ def load_text_model(
     "Build the text classifier `name` with a new head and its pre-trained weights."
     folder = model_folder(name)
     config = read_json(folder/"config.json") if (folder/"config.json").is_file() else None
-    if config is None and folder.is_dir(): raise ModelError(f"{folder} has no config.json; a model folder holds config.json, model.safetensors and the tokeniser's files")
-    if modality_of(name) == "image": raise ModelError(f"'{name}' looks at images, not at texts; use docs_lm, a transformers folder or a hub name")
+    if config is None and folder.is_dir():
+        raise ModelError(f"{folder} has no config.json; a model folder holds config.json, model.safetensors and the "
+                         "tokeniser's files")
+    if modality_of(name) == "image":
+        raise ModelError(f"'{name}' looks at images, not at texts; use docs_lm, a transformers folder or a hub name")
     if config and "model_type" not in config: return _load_awd(folder, config, num_classes, weights, pretrained, size)
-    if config is None and any(c in str(name) for c in "\\~") or str(name).startswith((".", "/")) and config is None: raise ModelError(f"no such model folder: {name}")
-    return _load_transformers(str(folder) if config else str(name), Path(name).name, num_classes, weights, pretrained, size, offline)
+    if config is None and any(c in str(name) for c in "\\~") or str(name).startswith((".", "/")) and config is None:
+        raise ModelError(f"no such model folder: {name}")
+    return _load_transformers(str(folder) if config else str(name), Path(name).name, num_classes, weights, pretrained,
+                              size, offline)
 
+# %% ../../nbs/api/models/07_text.ipynb #888eb6c5
 def modality_of(
     name, # as for `load_text_model`
 ): # -> "image", "text" or None if that cannot be told from here
@@ -114,27 +124,36 @@ def _timm_name(name):
     import timm
     return "image" if timm.is_model(name) else None
 
+# %% ../../nbs/api/models/07_text.ipynb #83e93dbb
 def _load_awd(folder, config, num_classes, weights, pretrained, size):
-    try: arch, tok, length = config["architecture"], PieceTokenizer(config["vocab"]), size or config["input"]["max_length"]
-    except (KeyError, TypeError): raise ModelError(f"{folder/'config.json'} does not say architecture, vocab and input") from None
+    try:
+        arch, tok, length = (config["architecture"], PieceTokenizer(config["vocab"]),
+                             size or config["input"]["max_length"])
+    except (KeyError, TypeError):
+        raise ModelError(f"{folder/'config.json'} does not say architecture, vocab and input") from None
     arch = dict(arch, max_length=length)
     model = create_text_model(**arch, num_classes=num_classes)
-    model.kit_config = dict(name=folder.name, modality="text", architecture=arch, num_classes=num_classes,
-                            input=dict(encode=tok, decode=tok.decode, pad_id=tok.pad_id, pad_side="right", max_length=length, key=tok.key))
+    model.kit_config = dict(name=folder.name, modality="text", architecture=arch, num_classes=num_classes, input=dict(
+        encode=tok, decode=tok.decode, pad_id=tok.pad_id, pad_side="right", max_length=length, key=tok.key))
     if not pretrained: return model
     file = weights or folder/"model.safetensors"
     tensors = read_weights(file, None if weights else config.get("sha256"))
     # The classifier's encoder is the language model's; the decoder's bias has no place in it.
-    return fill(model, {"model.0.module." + k[2:]: v for k, v in tensors.items() if k.startswith("0.")}, file, ["model.1."])
+    return fill(model, {"model.0.module." + k[2:]: v for k, v in tensors.items() if k.startswith("0.")}, file,
+                ["model.1."])
 
 # %% ../../nbs/api/models/07_text.ipynb #1843122e
 def load_tokenizer(
     folder, # where `input["encode"].save(folder)` has written
 ): # -> PieceTokenizer or HubTokenizer
     "The tokeniser kept in a folder."
-    if (Path(folder)/"vocab.json").is_file() and isinstance(v := read_json(Path(folder)/"vocab.json"), list): return PieceTokenizer(v)
+    if (Path(folder)/"vocab.json").is_file() and isinstance(v := read_json(Path(folder)/"vocab.json"), list):
+        return PieceTokenizer(v)
     if not Path(folder).is_dir(): raise ModelError(f"no such folder: {folder}")
-    with quiet(): return HubTokenizer(fetch(str(folder), "tokeniser", offline="yes", get=lambda: import_text().AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)))
+    with quiet():
+        return HubTokenizer(
+            fetch(str(folder), "tokeniser", offline="yes", get=lambda: import_text().AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False)))
 
 # %% ../../nbs/api/models/07_text.ipynb #bab2328a
 class HubTokenizer:
@@ -142,10 +161,12 @@ class HubTokenizer:
     def __init__(self, tok):
         self.tok, backend = tok, getattr(tok, "backend_tokenizer", None)
         self.key = content_hash(backend.to_str() if backend is not None else sorted(tok.get_vocab().items()))
-    def __call__(self, texts, max_length=None): return self.tok(list(texts), truncation=max_length is not None, max_length=max_length)["input_ids"]
+    def __call__(self, texts, max_length=None):
+        return self.tok(list(texts), truncation=max_length is not None, max_length=max_length)["input_ids"]
     def decode(self, ids): return self.tok.decode(ids, skip_special_tokens=True)
     def save(self, folder): self.tok.save_pretrained(folder)
 
+# %% ../../nbs/api/models/07_text.ipynb #f6101f00
 def _load_transformers(source, name, num_classes, weights, pretrained, size, offline):
     transformers = import_text()
     common = dict(local_files_only=offline == "yes", trust_remote_code=False)
@@ -154,11 +175,19 @@ def _load_transformers(source, name, num_classes, weights, pretrained, size, off
         side = tok.padding_side if config.model_type == "xlnet" else "right"
         config.num_labels, config.pad_token_id = num_classes, tok.pad_token_id
         if pretrained and not weights:
-            model, info = fetch(source, "weights", offline=offline, get=lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
-                source, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32, **common))
-            lost = [k for k in [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])] if k.startswith(model.base_model_prefix + ".") and "pooler" not in k]
-            if lost: raise ModelError(f"'{source}' does not hold weights for this architecture: {len(lost)} missing or of another shape, such as '{lost[0]}'")
-        else: model = fetch(source, "architecture", offline=offline, get=lambda: transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
+            model, info = fetch(source, "weights", offline=offline,
+                                get=lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
+                source, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
+                dtype=torch.float32, **common))
+            lost = [k for k in [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]
+                    if k.startswith(model.base_model_prefix + ".") and "pooler" not in k]
+            if lost:
+                raise ModelError(f"'{source}' does not hold weights for this architecture: {len(lost)} missing or of "
+                                 f"another shape, such as '{lost[0]}'")
+        else:
+            model = fetch(
+                source, "architecture", offline=offline,
+                get=lambda: transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
     body = model.base_model_prefix + "."
     if weights and pretrained:
         names = model.state_dict()
@@ -167,11 +196,13 @@ def _load_transformers(source, name, num_classes, weights, pretrained, size, off
     _new_head(model)
     length = min(size or 128, context_length(tok, config) or 10**6)
     net, encode = TransformersClassifier(model, tok.pad_token_id, side), HubTokenizer(tok)
-    arch = dict(architecture="transformers", config=json.loads(config.to_json_string(use_diff=False)), pad_id=tok.pad_token_id, max_length=length)
-    net.kit_config = dict(name=name, modality="text", architecture=arch, num_classes=num_classes,
-                          input=dict(encode=encode, decode=encode.decode, pad_id=tok.pad_token_id, pad_side=side, max_length=length, key=encode.key))
+    arch = dict(architecture="transformers", config=json.loads(config.to_json_string(use_diff=False)),
+                pad_id=tok.pad_token_id, max_length=length)
+    net.kit_config = dict(name=name, modality="text", architecture=arch, num_classes=num_classes, input=dict(
+        encode=encode, decode=encode.decode, pad_id=tok.pad_token_id, pad_side=side, max_length=length, key=encode.key))
     return net
 
+# %% ../../nbs/api/models/07_text.ipynb #0b7f8bbc
 def _new_head(model):
     "Fresh numbers for everything outside the base model: a classifier that was saved with the weights knows other classes."
     for name, child in model.named_children():

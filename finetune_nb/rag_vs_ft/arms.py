@@ -32,6 +32,7 @@ class Arm:
     raft:bool = False  # trains on questions with passages instead of on facts
     reads:str = ""  # "search": passages that a retriever finds; "gold": the right ones; "": nothing
 
+# %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #9f414172
 ARMS = {a.name: a for a in (
     Arm("base", "the model as it is"),
     Arm("rag", "the model as it is reads what a search finds", reads="search"),
@@ -40,7 +41,8 @@ ARMS = {a.name: a for a in (
     Arm("ft_replay", "as ft_many, but 30 % of the texts are old facts", 16, .3),
     Arm("lora", "as ft_many, through low-rank additions", 16, recipe="lora"),
     Arm("ft_rag", "ft_many's model reads what a search finds", 16, reads="search"),
-    Arm("raft", "trained to answer from passages, then reads what a search finds", recipe="full", raft=True, reads="search"),
+    Arm("raft", "trained to answer from passages, then reads what a search finds", recipe="full", raft=True,
+        reads="search"),
     Arm("oracle", "the model as it is reads the right passages", reads="gold"),
 )}
 
@@ -50,7 +52,8 @@ def arm(
     "The arm called `name`."
     if isinstance(name, Arm): return name
     if name in ARMS: return ARMS[name]
-    if str(name).startswith("ft_") and str(name)[3:].isdigit(): return Arm(name, f"trained on each fact in {name[3:]} phrasings", int(name[3:]))
+    if str(name).startswith("ft_") and str(name)[3:].isdigit():
+        return Arm(name, f"trained on each fact in {name[3:]} phrasings", int(name[3:]))
     raise FinetuneError(unknown_name("arm", name, ARMS))
 
 # %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #0a559f19
@@ -63,13 +66,15 @@ class Scale:
     bs:int  # texts in an update; RAFT's are four times as long, so it gets a quarter as many
     questions:int  # about new facts in new phrasings, what counts most, a world
     others:int  # questions of every other condition and world
-    curves:int  # worlds in which the curves over passages, recall and facts are measured, too, and the weights brought up to date
+    # worlds in which the curves over passages, recall and facts are measured, too, and the weights brought up to date
+    curves:int
     sweep:int  # questions a point of a curve and seed
     rates:int  # that every training may try, on a world that is not reported
     sizes:tuple  # numbers of facts for the curve
     distractors:tuple  # numbers of passages beside the right one
     recalls:tuple  # shares of questions for which search finds the right passage
 
+# %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #1aa91c24
 SCALES = {
     "smoke": Scale(3, 40, 2, 4, 5, 4, 2, 3, 1, (20, 40), (1,), (0., 1.)),
     "fast": Scale(5, 80, 180, 4, 96, 40, 3, 20, 2, (20, 80, 1000), (2, 4, 8), (0., .25, .5, .75, 1.)),
@@ -111,7 +116,8 @@ class Scene:
 
     def corpus(self, world=None):
         "A passage about every entity, new and old; the retriever's documents."
-        return [(world or self.world).passage(s, seed=_RENDERING) for s in self.world.by_subject] + [self.base.passage(s, seed=_RENDERING) for s in self.base.by_subject]
+        return ([(world or self.world).passage(s, seed=_RENDERING) for s in self.world.by_subject]
+                + [self.base.passage(s, seed=_RENDERING) for s in self.base.by_subject])
 
     def questions(
         self,
@@ -125,24 +131,29 @@ class Scene:
         def asked(facts, split):
             "Each fact in one phrasing, then again in another, until there are enough."
             order, way = g.permutation(len(facts)), g.integers(99, size=len(facts))
-            return [(ask(facts[i], int(way[i]) + again, split=split), [gold(facts[i])]) for again in range(2) for i in order][:n]
-        if condition in ("direct", "rephrased"): return asked(self.of("test"), "test" if condition == "rephrased" else "train")
+            return [(ask(facts[i], int(way[i]) + again, split=split), [gold(facts[i])]) for again in range(2)
+                    for i in order][:n]
+        if condition in ("direct", "rephrased"):
+            return asked(self.of("test"), "test" if condition == "rephrased" else "train")
         if condition == "old": return [(ask(f, int(g.integers(99))), []) for f in some(self.base.facts)]
         if condition == "changed":
             world, changed = self.after
             return asked(self.of("test", changed), "test")
-        if condition == "unanswerable": return [(replace(ask(f, int(g.integers(99))), answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN), []) for f in some(self.strangers.facts)]
+        if condition == "unanswerable":
+            return [(replace(ask(f, int(g.integers(99))), answer=UNKNOWN, kind="unanswerable", restated=UNKNOWN), [])
+                    for f in some(self.strangers.facts)]
         if condition == "two_hop":
             hops = some([(f, t) for f in self.of("test") if f.about.leads for t in world.by_subject[f.value]])
             return [(ask_two(f, t, way=int(g.integers(99))), [gold(f), gold(t)]) for f, t in hops]
         raise FinetuneError(unknown_name("condition", condition, CONDITIONS))
 
+# %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #b015d64f
 _RENDERING = 10**6  # the corpus says things in an order of its own
-CONDITIONS = {
-    "direct": "new facts, asked in phrasings that training uses", "rephrased": "new facts, asked in other phrasings", "two_hop": "questions that take two new facts",
-    "old": "facts of the pre-training, without a passage: has the model forgotten?", "changed": "facts that have changed; the corpus is up to date, the weights are not",
-    "unanswerable": "questions about people nobody knows; right is 'unknown'",
-}
+CONDITIONS = {"direct": "new facts, asked in phrasings that training uses",
+              "rephrased": "new facts, asked in other phrasings", "two_hop": "questions that take two new facts",
+              "old": "facts of the pre-training, without a passage: has the model forgotten?",
+              "changed": "facts that have changed; the corpus is up to date, the weights are not",
+              "unanswerable": "questions about people nobody knows; right is 'unknown'"}
 
 # %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #afd8094e
 def training_pairs(
@@ -156,7 +167,9 @@ def training_pairs(
     "Texts for an arm that trains."
     from finetune_nb.retrieval.generate import render
     from finetune_nb.retrieval.raft import raft_items, raft_pairs
-    if how.raft: return raft_pairs(tok, raft_items(scene.world, scene.of("practice"), n, distractors=raft["distractors"], seed=scene.seed), **raft, seed=scene.seed)
+    if how.raft:
+        return raft_pairs(tok, raft_items(scene.world, scene.of("practice"), n, distractors=raft["distractors"],
+                                          seed=scene.seed), **raft, seed=scene.seed)
     world, facts = scene.after if changed else (scene.world, scene.world.facts)
     subjects, practice, out = list(dict.fromkeys(f.subject for f in facts)), scene.of("practice", facts), []
     for i in range(n):
@@ -189,8 +202,10 @@ def learn_config(
 ): # -> dict of plain types
     "Everything that decides a training."
     told = dict(raft=raft) if how.raft else dict(phrasings=how.phrasings, replay=how.replay)
-    return dict(kind="learn", told=told, recipe=recipe.to_dict(), facts=scene.facts, seed=scene.seed, steps=steps, bs=bs, model=model_id(model), start=start, device=str(device), examined=examined, code=code_hash(_CODE))
+    return dict(kind="learn", told=told, recipe=recipe.to_dict(), facts=scene.facts, seed=scene.seed, steps=steps,
+                bs=bs, model=model_id(model), start=start, device=str(device), examined=examined, code=code_hash(_CODE))
 
+# %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #f644dedd
 def learn_run(config, where, folder):
     "Train and keep the weights in the run's folder; if it is examined, ask questions of the world as they are asked in training."
     from finetune_nb.models.architecture import compute_threads
@@ -202,21 +217,27 @@ def learn_run(config, where, folder):
     how = Arm("", "", told.get("phrasings", 0), told.get("replay", 0.), raft="raft" in told)
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
         reader = read_with(where, config["start"], config["device"])
-        pairs = training_pairs(reader.tok, scene, how, config["steps"]*config["bs"], told.get("raft"), config["start"] is not None)
+        pairs = training_pairs(reader.tok, scene, how, config["steps"]*config["bs"], told.get("raft"),
+                               config["start"] is not None)
         began, out = time.perf_counter(), dict(status="done")
         learn = causal_learner(reader.model, reader.tok, pairs, bs=config["bs"], seed=config["seed"])
-        try: out["losses"] = [round(float(l), 4) for l in fit_recipe(learn, recipe, steps=config["steps"], cache=False).losses]
+        try:
+            out["losses"] = [round(float(l), 4)
+                             for l in fit_recipe(learn, recipe, steps=config["steps"], cache=False).losses]
         except DivergedError as e: out |= dict(status="diverged", why=str(e), losses=[])
         out |= dict(train_seconds=time.perf_counter() - began, tokens=sum(len(r) for r in learn.dls.train.dataset.x))
         tensors = reader.model.state_dict()
         # Tied weights are one tensor under two names; the file holds them once.
-        save_tensors(folder/"weights.safetensors", {k: v for i, (k, v) in enumerate(tensors.items()) if not any(v.data_ptr() == w.data_ptr() for w in list(tensors.values())[:i])})
+        save_tensors(folder/"weights.safetensors",
+                     {k: v for i, (k, v) in enumerate(tensors.items())
+                      if not any(v.data_ptr() == w.data_ptr() for w in list(tensors.values())[:i])})
         asked = scene.questions("direct", EXAMINED) if config["examined"] else []
         given = [_shuffled(gold + _others(scene, q, 2), scene.seed, q) for q, gold in asked] if how.raft else None
         said = reader.answer([q.text for q, _ in asked], given) if asked else []
         out["valid_exact"] = float(np.mean([a.value == q.answer for a, (q, _) in zip(said, asked)])) if asked else 0.
     return out
 
+# %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #f481ca5d
 def read_with(
     where, # a Where: store, model, offline
     weights=None, # name of the run whose weights to read with; None for the model's own
@@ -226,12 +247,16 @@ def read_with(
     from finetune_nb.retrieval.generate import load_lm
     reader = load_lm(where.model, offline=where.offline)
     if weights:
-        missing, unknown = reader.model.load_state_dict(load_tensors(Path(where.store)/weights/"weights.safetensors")[0], strict=False)
-        if unknown: raise FinetuneError(f"the weights of run {weights} do not fit model '{where.model}'; delete that folder and run it again")
+        missing, unknown = reader.model.load_state_dict(
+            load_tensors(Path(where.store)/weights/"weights.safetensors")[0], strict=False)
+        if unknown:
+            raise FinetuneError(
+                f"the weights of run {weights} do not fit model '{where.model}'; delete that folder and run it again")
         reader.model.tie_weights()
     reader.model.to(device)
     return reader
 
+# %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #a9f45357
 def _others(scene, question, n, hardness="same_attribute"):
     "Passages that do not answer; in a small world some of them are of another kind."
     f = question.facts[0]
@@ -240,15 +265,18 @@ def _others(scene, question, n, hardness="same_attribute"):
         except FinetuneError: continue
     return []
 
-def _shuffled(passages, seed, question): return [passages[i] for i in rng("order of passages", seed, question.text).permutation(len(passages))]
+def _shuffled(passages, seed, question):
+    return [passages[i] for i in rng("order of passages", seed, question.text).permutation(len(passages))]
 
 # %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #6774d38f
-SWEEPS = ("distractors", "recall")  # "distractors same_attribute 4": the right passage among so many others; "recall 0.5": search that finds it so often
+# "distractors same_attribute 4": the right passage among so many others; "recall 0.5": search that finds it so often
+SWEEPS = ("distractors", "recall")
 
 def ask_config(
     how, # an `Arm`
     scene, # a `Scene`
-    conditions, # how many questions of which: names of `CONDITIONS`, "distractors HARDNESS N" or "recall SHARE" -> number
+    # how many questions of which: names of `CONDITIONS`, "distractors HARDNESS N" or "recall SHARE" -> number
+    conditions,
     k=3, # passages that a search hands over
     weights=None, # name of the run with the weights; None for the model's own
     search="bm25", # as for `Retriever`
@@ -257,9 +285,11 @@ def ask_config(
     timed=True, # also measure how long one question takes
 ): # -> dict of plain types
     "Everything that decides the answers."
-    return dict(kind="ask", timed=timed, reads=how.reads, facts=scene.facts, seed=scene.seed, conditions=dict(conditions), k=k, weights=weights, search=search, model=model_id(model), device=str(device),
-                code=code_hash(_CODE))
+    return dict(kind="ask", timed=timed, reads=how.reads, facts=scene.facts, seed=scene.seed,
+                conditions=dict(conditions), k=k, weights=weights, search=search, model=model_id(model),
+                device=str(device), code=code_hash(_CODE))
 
+# %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #963c9302
 def ask_run(config, where, folder=None):
     "Answers to the questions of every condition, scored."
     from finetune_nb.models.architecture import compute_threads
@@ -275,11 +305,14 @@ def ask_run(config, where, folder=None):
         out["memory_mb"] = size + (retriever.nbytes/1e6 if retriever else 0)
         def read(asked, condition):
             texts, (kind, *rest) = [q.text for q, _ in asked], condition.split()
-            if kind == "distractors": return [_shuffled(gold + _others(scene, q, int(rest[1]), rest[0]), scene.seed, q) for q, gold in asked]
+            if kind == "distractors":
+                return [_shuffled(gold + _others(scene, q, int(rest[1]), rest[0]), scene.seed, q) for q, gold in asked]
             if config["reads"] == "gold": return [_shuffled(gold, scene.seed, q) for q, gold in asked]
             if config["reads"] != "search" or kind == "old": return None
             hits = retriever.search(texts, config["k"] + (2 if kind == "recall" else 0))
-            if kind == "recall": hits = at_recall(hits, [[p.id for p in gold] for _, gold in asked], recall=float(rest[0]), k=config["k"], passages=retriever, seed=scene.seed)
+            if kind == "recall":
+                hits = at_recall(hits, [[p.id for p in gold] for _, gold in asked], recall=float(rest[0]),
+                                 k=config["k"], passages=retriever, seed=scene.seed)
             return [[h.passage for h in hs] for hs in hits]
         asked, given = {}, {}
         for c, n in config["conditions"].items():
@@ -289,24 +322,32 @@ def ask_run(config, where, folder=None):
                 for s in subjects: retriever.update(now.passage(s, seed=_RENDERING))
                 out["update_seconds"] = time.perf_counter() - began
             asked[c] = scene.questions("rephrased" if c.split()[0] in SWEEPS else c, n)
-            if not asked[c]: raise FinetuneError("a world so small has nothing to ask under some condition; give it more facts")
+            if not asked[c]:
+                raise FinetuneError("a world so small has nothing to ask under some condition; give it more facts")
             given[c] = read(asked[c], c)
             if c == "changed" and retriever:
                 for s in subjects: retriever.update(scene.world.passage(s, seed=_RENDERING))
         # All at once: the same question with the same passages, under another condition, is answered once.
-        said = iter(reader.answer([q.text for c in asked for q, _ in asked[c]], [ps for c in asked for ps in given[c] or [[]]*len(asked[c])]))
+        said = iter(reader.answer([q.text for c in asked for q, _ in asked[c]],
+                                  [ps for c in asked for ps in given[c] or [[]]*len(asked[c])]))
         for c in asked: out["conditions"][c] = _score([next(said) for _ in asked[c]], asked[c], given[c])
-        if config["timed"]: out["latency_ms"] = _latency(reader, scene.questions("rephrased", 8), lambda one: read(one, "rephrased"))
+        if config["timed"]:
+            out["latency_ms"] = _latency(reader, scene.questions("rephrased", 8), lambda one: read(one, "rephrased"))
     return out
 
+# %% ../../nbs/api/rag_vs_ft/00_arms.ipynb #677936c7
 def _score(said, asked, given):
     from finetune_nb.retrieval.metrics import f1
     exact = [int(a.value == q.answer) for a, (q, _) in zip(said, asked)]
-    out = dict(n=len(asked), exact=float(np.mean(exact)), f1=float(np.mean([f1(a.value, q.answer) for a, (q, _) in zip(said, asked)])), unknown=float(np.mean([a.unknown for a in said])),
-               right=exact, tokens_read=float(np.mean([a.tokens[0] for a in said])), tokens_written=float(np.mean([a.tokens[1] for a in said])), cut=sum(bool(a.cut) for a in said))
+    out = dict(n=len(asked), exact=float(np.mean(exact)),
+               f1=float(np.mean([f1(a.value, q.answer) for a, (q, _) in zip(said, asked)])),
+               unknown=float(np.mean([a.unknown for a in said])),
+               right=exact, tokens_read=float(np.mean([a.tokens[0] for a in said])),
+               tokens_written=float(np.mean([a.tokens[1] for a in said])), cut=sum(bool(a.cut) for a in said))
     if given and any(gold for _, gold in asked):
         out["found"] = float(np.mean([{p.id for p in gold} <= set(a.used) for a, (_, gold) in zip(said, asked)]))
-        out["cited"] = float(np.mean([a.source in {p.id for p in gold} for a, (_, gold), e in zip(said, asked, exact) if e])) if sum(exact) else None
+        out["cited"] = float(np.mean([a.source in {p.id for p in gold}
+                                      for a, (_, gold), e in zip(said, asked, exact) if e])) if sum(exact) else None
     return out
 
 def _latency(reader, asked, read):

@@ -32,8 +32,11 @@ class Advice:
         import pandas as pd
         return pd.DataFrame(self.sentences)
 
-    def __str__(self): return f"recommended: {self.recommendation} ({self.sure})\n" + "\n".join(f"- {s['sentence']} [{s['sure']}: {s['evidence']}]" for s in self.sentences)
+    def __str__(self):
+        return (f"recommended: {self.recommendation} ({self.sure})\n"
+                + "\n".join(f"- {s['sentence']} [{s['sure']}: {s['evidence']}]" for s in self.sentences))
 
+# %% ../../nbs/api/rag_vs_ft/04_decision.ipynb #963cca40
 def advise(
     documents, # how many passages you have
     updates_a_month, # how many of them change
@@ -44,8 +47,11 @@ def advise(
     days=365, # that the system will run
 ): # -> Advice
     "Retrieval, fine-tuning or both for your case, from what was measured."
-    for name, v in (("documents", documents), ("updates_a_month", updates_a_month), ("questions_a_day", questions_a_day), ("labelled_pairs", labelled_pairs), ("days", days)):
-        if not isinstance(v, (int, float)) or v < 0 or (name in ("documents", "days") and v < 1): raise FinetuneError(f"advise: {name} must be a number of at least {int(name in ('documents', 'days'))}, not {v!r}")
+    for name, v in (("documents", documents), ("updates_a_month", updates_a_month),
+                    ("questions_a_day", questions_a_day), ("labelled_pairs", labelled_pairs), ("days", days)):
+        if not isinstance(v, (int, float)) or v < 0 or (name in ("documents", "days") and v < 1):
+            raise FinetuneError(
+                f"advise: {name} must be a number of at least {int(name in ('documents', 'days'))}, not {v!r}")
     r, out = _measured(result), []
     arms = {a["arm"]: a for a in r["arms"]}
     lacking = [a for a in ("rag", "ft_many") if a not in arms]
@@ -59,46 +65,77 @@ def advise(
     c = by_claim.get(("rag", "ft_many", "rephrased"))
     if c:
         better = c["verdict"] == "better"
-        say("Retrieval answers questions about new facts better than fine-tuning." if better else "Fine-tuning answers questions about new facts better than retrieval." if c["verdict"] == "worse" else
-            "Between retrieval and fine-tuning no difference on new facts was shown.", f"{pct(rag['exact_match'])} against {pct(arms['ft_many']['exact_match'])}, difference {_span(c)}", "shown" if c["verdict"] in ("better", "worse") else "measured")
+        say("Retrieval answers questions about new facts better than fine-tuning." if better
+            else "Fine-tuning answers questions about new facts better than retrieval." if c["verdict"] == "worse" else
+            "Between retrieval and fine-tuning no difference on new facts was shown.",
+            f"{pct(rag['exact_match'])} against {pct(arms['ft_many']['exact_match'])}, difference {_span(c)}",
+            "shown" if c["verdict"] in ("better", "worse") else "measured")
         if c["verdict"] == "worse": best = ft["arm"]
     # What changes has to be taught again.
     if updates_a_month:
         again = updates_a_month*(ft["update_seconds"] or 0)
-        say(f"{updates_a_month:,.0f} changes a month mean {_time(again if ft['update_seconds'] else 0)} of further training, or updates of an index.",
-            f"further training {ft['update_seconds'] or 0:.1f} s a time and then {pct(ft['updated'] or 0)} of the changed facts right; index {rag['update_seconds'] or 0:.2f} s for all of them and {pct(rag['updated'] or 0)}", "measured")
+        say(f"{updates_a_month:,.0f} changes a month mean {_time(again if ft['update_seconds'] else 0)} of further "
+            "training, or updates of an index.",
+            f"further training {ft['update_seconds'] or 0:.1f} s a time and then {pct(ft['updated'] or 0)} "
+            f"of the changed facts right; index {rag['update_seconds'] or 0:.2f} s for all of them and "
+            f"{pct(rag['updated'] or 0)}", "measured")
         if (ft["updated"] or 0) < (rag["updated"] or 0): best = "rag"
     if latency_ms is not None:
         fits = {n: arms[n]["latency_ms"] <= latency_ms for n in ("rag", ft["arm"])}
-        if fits["rag"]: say(f"Retrieval answers within {latency_ms:g} ms.", f"{rag['latency_ms']:.0f} ms measured on this machine and model", "measured")
+        if fits["rag"]:
+            say(f"Retrieval answers within {latency_ms:g} ms.",
+                f"{rag['latency_ms']:.0f} ms measured on this machine and model", "measured")
         elif fits[ft["arm"]]:
-            say(f"Only an answer from the weights alone comes within {latency_ms:g} ms.", f"{ft['arm']} {ft['latency_ms']:.0f} ms, retrieval {rag['latency_ms']:.0f} ms", "measured")
+            say(f"Only an answer from the weights alone comes within {latency_ms:g} ms.",
+                f"{ft['arm']} {ft['latency_ms']:.0f} ms, retrieval {rag['latency_ms']:.0f} ms", "measured")
             best = ft["arm"]
-        else: say(f"Neither keeps to {latency_ms:g} ms here; a faster machine or a smaller model is needed.", f"{ft['arm']} {ft['latency_ms']:.0f} ms, retrieval {rag['latency_ms']:.0f} ms", "measure it")
+        else:
+            say(f"Neither keeps to {latency_ms:g} ms here; a faster machine or a smaller model is needed.",
+                f"{ft['arm']} {ft['latency_ms']:.0f} ms, retrieval {rag['latency_ms']:.0f} ms", "measure it")
     asked, even = questions_a_day*days, ft["break_even_questions"]
-    if even is None: say("Fine-tuning never becomes the cheaper one.", f"a question costs {ft['latency_ms']:.0f} ms with it and {rag['latency_ms']:.0f} ms with retrieval", "measured")
+    if even is None:
+        say("Fine-tuning never becomes the cheaper one.",
+            f"a question costs {ft['latency_ms']:.0f} ms with it and {rag['latency_ms']:.0f} ms with retrieval",
+            "measured")
     else:
         cheaper = asked > even
-        say(f"With {asked:,.0f} questions in {days:g} days {'fine-tuning' if cheaper else 'retrieval'} is the cheaper one" + (", before its wrong answers are counted." if cheaper else "."), f"break-even at {even:,.0f} questions", "measured")
+        say(f"With {asked:,.0f} questions in {days:g} days {'fine-tuning' if cheaper else 'retrieval'} "
+            "is the cheaper one" + (", before its wrong answers are counted." if cheaper else "."),
+            f"break-even at {even:,.0f} questions", "measured")
     if "raft" in arms:
         hard = [c for c in by_claim if c[0] == "raft" and c[1] == "rag"]
         c = by_claim[hard[0]] if hard else None
         if labelled_pairs and c and c["verdict"] == "better":
-            say("RAFT, training to read among look-alikes, is worth your labelled pairs.", f"difference to the untouched reader {_span(c)}", "shown")
+            say("RAFT, training to read among look-alikes, is worth your labelled pairs.",
+                f"difference to the untouched reader {_span(c)}", "shown")
             if best == "rag": best = "raft"
-        elif labelled_pairs and c: say("RAFT did not help a reader that reads already; your pairs are better kept to measure with.", f"difference to the untouched reader {_span(c)}", "shown" if c["verdict"] == "worse" else "measured")
+        elif labelled_pairs and c:
+            say("RAFT did not help a reader that reads already; your pairs are better kept to measure with.",
+                f"difference to the untouched reader {_span(c)}", "shown" if c["verdict"] == "worse" else "measured")
     largest = max((s["facts"] for s in r["sizes"]), default=r["facts"])
-    if documents > largest: say(f"{documents:,.0f} documents are more than the {largest:,} facts on which the arms were compared.", "recall of search by size: finetune_nb.retrieval.retriever.growth; answers on your own documents: showdown(corpus=...)", "measure it")
-    say("The model and the texts were not yours.", f"{r['model']} on made-up worlds; your own: showdown(corpus=..., questions=..., model=...)", "measure it" if r["model"] == "world_lm" else "measured")
+    if documents > largest:
+        say(f"{documents:,.0f} documents are more than the {largest:,} facts on which the arms were compared.",
+            "recall of search by size: finetune_nb.retrieval.retriever.growth; answers on your own documents: "
+            "showdown(corpus=...)", "measure it")
+    say("The model and the texts were not yours.",
+        f"{r['model']} on made-up worlds; your own: showdown(corpus=..., questions=..., model=...)",
+        "measure it" if r["model"] == "world_lm" else "measured")
     return Advice(best, out)
 
+# %% ../../nbs/api/rag_vs_ft/04_decision.ipynb #61e3d8b6
 def _measured(result):
     if hasattr(result, "to_dict"): return result.to_dict()
     path = Path(result) if result is not None else Path(settings()["reports"])/"showdown"/"summary.json"
-    if result is None and not path.is_file(): raise FinetuneError(f"nothing has been measured yet ({path} is not there). Run `finetune-nb showdown`, or give a result")
+    if result is None and not path.is_file():
+        raise FinetuneError(
+            f"nothing has been measured yet ({path} is not there). Run `finetune-nb showdown`, or give a result")
     r = read_json(path)
-    if not isinstance(r, dict) or not {"arms", "contrasts", "sizes", "facts"} <= set(r): raise FinetuneError(f"{path} is not the summary of a showdown on made-up worlds; give one that `finetune-nb showdown` wrote")
+    if not isinstance(r, dict) or not {"arms", "contrasts", "sizes", "facts"} <= set(r):
+        raise FinetuneError(
+            f"{path} is not the summary of a showdown on made-up worlds; give one that `finetune-nb showdown` wrote")
     return r
 
-def _span(c): return f"{100*c['difference']:+.0f} points" + ("" if c["ci95"][0] is None else f" ({100*c['ci95'][0]:+.0f} to {100*c['ci95'][1]:+.0f})")
+def _span(c):
+    return (f"{100*c['difference']:+.0f} points"
+            + ("" if c["ci95"][0] is None else f" ({100*c['ci95'][0]:+.0f} to {100*c['ci95'][1]:+.0f})"))
 def _time(s): return f"{s:.0f} s" if s < 120 else f"{s/60:.0f} minutes" if s < 7200 else f"{s/3600:.1f} hours"

@@ -34,6 +34,7 @@ class OwnData:
     golds:dict  # text of a question -> set of ids of passages that answer it
     source:str
 
+# %% ../../nbs/api/rag_vs_ft/02_documents.ipynb #3ea75052
 def own_data(
     corpus, # folder or file (.md, .txt, .pdf, .csv), a SQuAD json, or "docs" for the docstrings of installed packages
     questions=None, # csv with question, answer and if known passage; not needed where the corpus brings its own
@@ -41,21 +42,28 @@ def own_data(
     seed=0, # which questions train, choose and test
 ): # -> OwnData
     "Your documents and questions, ready to be compared on."
-    from finetune_nb.retrieval.documents import check_gold, chunk, docs_corpus, of_document, read_documents, read_questions, squad
+    from finetune_nb.retrieval.documents import (check_gold, chunk, docs_corpus, of_document, read_documents,
+                                                 read_questions, squad)
     if corpus is None: raise FinetuneError("questions need documents: give a folder as well (--corpus)")
     if str(corpus) == "docs": passages, asked = docs_corpus()
     elif str(corpus).endswith(".json"): passages, asked = squad(corpus)
     else: passages, asked = read_documents(corpus), []
     if questions is not None: asked = read_questions(questions)
-    if not asked: raise FinetuneError(f"{corpus} brings no questions; give a csv file with columns question and answer (--questions)")
+    if not asked:
+        raise FinetuneError(
+            f"{corpus} brings no questions; give a csv file with columns question and answer (--questions)")
     check_gold(asked, passages)
-    if size: passages = [c for p in passages for c in (chunk([p], "length", size=size, overlap=size//4) if len(p.text.split()) > size else [p])]
+    if size:
+        passages = [c for p in passages
+                    for c in (chunk([p], "length", size=size, overlap=size//4) if len(p.text.split()) > size else [p])]
     by_document = {}
     for p in passages: by_document.setdefault(of_document(p.id), []).append(p)
     golds = {}
     for q in asked:
-        inside = [c for g in q.gold for c in by_document.get(of_document(g), [])] or ([] if q.kind == "unanswerable" else passages)
-        # A document that was cut answers where the answer stands; where no document is named, the answer has to be found.
+        inside = ([c for g in q.gold for c in by_document.get(of_document(g), [])]
+                  or ([] if q.kind == "unanswerable" else passages))
+        # A document that was cut answers where the answer stands; where no document is named, the answer has to be
+        # found.
         named = [c.id for c in inside if any(a and a.lower() in c.text.lower() for a in q.answers)]
         golds[q.text] = set(named or (g.id for g in inside if q.gold and not q.answer) or ())
     groups = {}
@@ -81,13 +89,17 @@ def words_that_fit(
     count = lambda text: len(reader.tok(text)["input_ids"])
     sample = [p.text for p in passages[:50]]
     a_word = sum(map(count, sample))/max(1, sum(len(t.split()) for t in sample))
-    around = max(count(render(reader.tok, q.text, passages=[Passage("", p.title, "") for p in passages[:k]])) for q in sorted(questions, key=lambda q: -len(q.text))[:5])
+    around = max(count(render(reader.tok, q.text, passages=[Passage("", p.title, "") for p in passages[:k]]))
+                 for q in sorted(questions, key=lambda q: -len(q.text))[:5])
     return max(20, int((reader.context - reader.longest - around)/(1.1*k*max(a_word, .1))))
 
+# %% ../../nbs/api/rag_vs_ft/02_documents.ipynb #01c8764d
 def own_config(how, data_hash, seed, recipe, steps, bs, k, search, model, limit, device):
     "Everything that decides the answers."
-    return dict(kind="own", arm=asdict(how), data=data_hash, seed=seed, recipe=recipe and recipe.to_dict(), steps=steps, bs=bs, k=k, search=search, model=model_id(model), limit=limit, device=str(device),
-                code=code_hash(("core", "data", "worlds", "models", "layers", "training", "recipes", "retrieval", "rag_vs_ft/arms.py", "rag_vs_ft/documents.py")))
+    return dict(kind="own", arm=asdict(how), data=data_hash, seed=seed, recipe=recipe and recipe.to_dict(), steps=steps,
+                bs=bs, k=k, search=search, model=model_id(model), limit=limit, device=str(device),
+                code=code_hash(("core", "data", "worlds", "models", "layers", "training", "recipes", "retrieval",
+                                "rag_vs_ft/arms.py", "rag_vs_ft/documents.py")))
 
 @dataclass(frozen=True)
 class WhereOwn(Where):
@@ -96,6 +108,7 @@ class WhereOwn(Where):
     questions:str = None
     size:int = None  # words of a passage; None for the documents' own
 
+# %% ../../nbs/api/rag_vs_ft/02_documents.ipynb #ee13878a
 def own_run(config, where, folder=None):
     "Train if the arm does, then answer the valid and test questions."
     from finetune_nb.models.architecture import compute_threads
@@ -105,13 +118,17 @@ def own_run(config, where, folder=None):
     from finetune_nb.recipes.plan_callback import DivergedError
     from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.training.causal import causal_learner
-    data, how, out = own_data(where.corpus, where.questions, where.size), config["arm"], dict(status="done", train_seconds=None, index_seconds=None)
+    data, how, out = (own_data(where.corpus, where.questions, where.size), config["arm"],
+                      dict(status="done", train_seconds=None, index_seconds=None))
     passage_of = {p.id: p for p in data.passages}
     with compute_threads(1):
         reader = read_with(where, None, config["device"])
         if how["phrasings"] or how["raft"]:
-            pairs, began = own_pairs(reader.tok, data, how["raft"], config["steps"]*config["bs"], config["seed"]), time.perf_counter()
-            try: fit_recipe(causal_learner(reader.model, reader.tok, pairs, bs=config["bs"], seed=config["seed"]), Recipe.from_dict(config["recipe"]), steps=config["steps"], cache=False)
+            pairs, began = (own_pairs(reader.tok, data, how["raft"], config["steps"]*config["bs"], config["seed"]),
+                            time.perf_counter())
+            try:
+                fit_recipe(causal_learner(reader.model, reader.tok, pairs, bs=config["bs"], seed=config["seed"]),
+                           Recipe.from_dict(config["recipe"]), steps=config["steps"], cache=False)
             except DivergedError: out["status"] = "diverged"
             out["train_seconds"] = time.perf_counter() - began
         if how["reads"] == "search":
@@ -119,32 +136,43 @@ def own_run(config, where, folder=None):
             retriever = Retriever(data.passages, config["search"], offline=where.offline)
             out["index_seconds"] = time.perf_counter() - began
         def read(qs):
-            if how["reads"] == "search": return [[h.passage for h in hits] for hits in retriever.search(qs, config["k"])]
-            if how["reads"] == "gold": return [[passage_of[i] for i in sorted(data.golds[q.text])[:config["k"]]] for q in qs]
+            if how["reads"] == "search":
+                return [[h.passage for h in hits] for hits in retriever.search(qs, config["k"])]
+            if how["reads"] == "gold":
+                return [[passage_of[i] for i in sorted(data.golds[q.text])[:config["k"]]] for q in qs]
         for part in ("valid", "test"):
             qs = [q for q in data.parts[part] if q.answer][:config["limit"]]
             given, began = read(qs), time.perf_counter()
             said = reader.answer([q.text for q in qs], given)
-            out[part] = dict(exact=[exact_match(a.value, q) for a, q in zip(said, qs)], f1=[f1(a.value, q) for a, q in zip(said, qs)], said=[a.value for a in said], source=[a.source for a in said],
-                             seconds=time.perf_counter() - began, tokens=float(np.mean([a.tokens[0] for a in said])) if said else 0., cut=sum(bool(a.cut) for a in said))
+            out[part] = dict(exact=[exact_match(a.value, q) for a, q in zip(said, qs)],
+                             f1=[f1(a.value, q) for a, q in zip(said, qs)], said=[a.value for a in said],
+                             source=[a.source for a in said],
+                             seconds=time.perf_counter() - began, tokens=float(np.mean([a.tokens[0] for a in said]))
+                             if said else 0., cut=sum(bool(a.cut) for a in said))
     return out
 
+# %% ../../nbs/api/rag_vs_ft/02_documents.ipynb #10bb10ba
 def own_pairs(tok, data, raft, n, seed):
     "RAFT's pairs, or the documents themselves and the practice questions with their answers, half and half."
     from finetune_nb.retrieval.generate import render
     from finetune_nb.retrieval.raft import RaftItem, raft_pairs
     asked = [q for q in data.parts["practice"] if q.answer]
-    if not asked: raise FinetuneError("no question with an answer is left to train on; give more questions, or only arms that do not train (base, rag, oracle)")
+    if not asked:
+        raise FinetuneError("no question with an answer is left to train on; give more questions, or only arms that do "
+                            "not train (base, rag, oracle)")
     g, where = rng("own pairs", seed), {p.id: p for p in data.passages}
     if raft:
         known = [q for q in asked if data.golds[q.text]]
-        if not known: raise FinetuneError("RAFT needs questions whose passage is known; name it in the column passage, or leave the arm raft out")
+        if not known:
+            raise FinetuneError(
+                "RAFT needs questions whose passage is known; name it in the column passage, or leave the arm raft out")
         few = min(3, len(data.passages) - 1)
         items = []
         for _ in range(n):
             q = known[int(g.integers(len(known)))]
             gold = sorted(data.golds[q.text])
-            others = [p for p in (data.passages[int(i)] for i in g.permutation(len(data.passages))[:few + len(gold)]) if p.id not in gold]
+            others = [p for p in (data.passages[int(i)] for i in g.permutation(len(data.passages))[:few + len(gold)])
+                      if p.id not in gold]
             items.append(RaftItem(q, where[gold[0]], tuple(others[:few])))
         return raft_pairs(tok, items, distractors=min(few, *(len(i.distractors) for i in items)), seed=seed)
     out = []
@@ -170,8 +198,10 @@ class OwnShowdown:
         "One row an arm: exact match and F1 (%) with intervals, verdict, time."
         import pandas as pd
         def span(ci): return "one question" if ci[0] is None else f"{100*ci[0]:.1f} to {100*ci[1]:.1f}"
-        return pd.DataFrame([{"arm": a["arm"], "exact %": 100*a["exact_match"], "95 % interval": span(a["ci95"]), "F1 %": 100*a["f1"], "its interval": span(a["f1_ci95"]), "F1 verdict": a["verdict"],
-                              "train s": a["train_seconds"], "ms a question": a["latency_ms"], "rate": a["lr"]} for a in self.arms]).set_index("arm").round(3) if self.arms else pd.DataFrame()
+        return pd.DataFrame([{"arm": a["arm"], "exact %": 100*a["exact_match"], "95 % interval": span(a["ci95"]),
+                              "F1 %": 100*a["f1"], "its interval": span(a["f1_ci95"]), "F1 verdict": a["verdict"],
+                              "train s": a["train_seconds"], "ms a question": a["latency_ms"], "rate": a["lr"]}
+                             for a in self.arms]).set_index("arm").round(3) if self.arms else pd.DataFrame()
 
     def retrieval_table(self):
         "Ways of searching side by side, on all questions whose passage is known."
@@ -185,30 +215,39 @@ class OwnShowdown:
 
     def to_dict(self):
         "Plain types: what `--json` prints and summary.json holds."
-        return dict(task="showdown", reference=self.reference, margin=self.margin, arms=self.arms, retrieval=self.retrieval, **self.about)
+        return dict(task="showdown", reference=self.reference, margin=self.margin, arms=self.arms,
+                    retrieval=self.retrieval, **self.about)
 
     def plot(self, axes=None):
         "Exact match and F1 of every arm with intervals; beside it the recall of every way of searching."
         import matplotlib.pyplot as plt
-        if axes is None: axes = plt.subplots(1, 2, figsize=(10, .45*max(4, len(self.arms)) + 1.4), layout="constrained")[1]
+        if axes is None:
+            axes = plt.subplots(1, 2, figsize=(10, .45*max(4, len(self.arms)) + 1.4), layout="constrained")[1]
         for y, a in enumerate(self.arms):
             for what, ci, dy, m in (("exact_match", "ci95", -.12, "o"), ("f1", "f1_ci95", .12, "D")):
-                if a[ci][0] is not None: axes[0].plot(np.clip(100*np.array(a[ci]), 0, 100), [y + dy]*2, color=COLOURS[y % len(COLOURS)], lw=2)
+                if a[ci][0] is not None:
+                    axes[0].plot(np.clip(100*np.array(a[ci]), 0, 100), [y + dy]*2,
+                                 color=COLOURS[y % len(COLOURS)], lw=2)
                 axes[0].scatter(100*a[what], y + dy, color=COLOURS[y % len(COLOURS)], marker=m, s=30, zorder=3)
-        axes[0].set_yticks(range(len(self.arms)), [a["arm"] for a in self.arms]); axes[0].set_ylim(len(self.arms) - .5, -.5)
-        axes[0].set_xlabel("% (round: exact match, diamond: F1; 95 % interval over questions)"); axes[0].grid(axis="x", alpha=.25); percent_limits(axes[0], "x")
+        axes[0].set_yticks(range(len(self.arms)), [a["arm"] for a in self.arms])
+        axes[0].set_ylim(len(self.arms) - .5, -.5)
+        axes[0].set_xlabel("% (round: exact match, diamond: F1; 95 % interval over questions)")
+        axes[0].grid(axis="x", alpha=.25); percent_limits(axes[0], "x")
         for r, c, m in zip(self.retrieval, COLOURS, "os^"):
             ks = sorted(int(k.split("@")[1]) for k in r if k.startswith("recall@"))
             axes[1].plot(ks, [100*r[f"recall@{k}"] for k in ks], color=c, marker=m, label=r["how"])
-        axes[1].set_xlabel("passages looked at (k)"); axes[1].set_ylabel("recall@k, %"); axes[1].grid(alpha=.25); percent_limits(axes[1])
+        axes[1].set_xlabel("passages looked at (k)"); axes[1].set_ylabel("recall@k, %"); axes[1].grid(alpha=.25)
+        percent_limits(axes[1])
         if self.retrieval: axes[1].legend(fontsize=8)
         return axes
 
+# %% ../../nbs/api/rag_vs_ft/02_documents.ipynb #63c19216
 def own_showdown(
     corpus, # as for `own_data`
     questions=None, # as for `own_data`
     model="world_lm", # bundled name, folder or hub name of a causal language model
-    arms=None, # some of `OWN_ARMS`; None for all, without those that train if the model is large or the questions have no answers
+    # some of `OWN_ARMS`; None for all, without those that train if the model is large or the questions have no answers
+    arms=None,
     k=3, # passages that a search hands over
     search="bm25", # "bm25", "dense" or "hybrid", for the arms; all three are compared on retrieval
     recipe=None, # how the arms train; None for discriminative rates
@@ -228,7 +267,8 @@ def own_showdown(
     from finetune_nb.training.learner import pick_device
     s = settings(settings_file, profile=profile, seeds=seeds)
     scale = SCALES[s.profile]
-    where = WhereOwn(str(Path(s.cache)/"runs"), s.offline, model=str(model), corpus=str(corpus), questions=None if questions is None else str(questions))
+    where = WhereOwn(str(Path(s.cache)/"runs"), s.offline, model=str(model), corpus=str(corpus),
+                     questions=None if questions is None else str(questions))
     for name in arms or ():
         if name not in OWN_ARMS: raise FinetuneError(unknown_name("arm for your own documents", name, OWN_ARMS))
     data = own_data(corpus, questions)
@@ -240,15 +280,24 @@ def own_showdown(
         data = own_data(corpus, questions, where.size)
     if arms is None:
         large = reader is not None and sum(p.numel() for p in reader.model.parameters()) > _SMALL
-        arms = [a for a in OWN_ARMS if answered and not (large and (ARMS[a].phrasings or ARMS[a].raft)) and (a != "oracle" or any(data.golds.values())) and (a != "raft" or any(data.golds[q.text] for q in data.parts["practice"]))]
-    elif not answered: raise FinetuneError(f"the questions about {corpus} have no answers, so arms cannot be compared on them; leave arms out to measure retrieval only")
+        arms = [a for a in OWN_ARMS if answered and not (large and (ARMS[a].phrasings or ARMS[a].raft))
+                and (a != "oracle" or any(data.golds.values()))
+                and (a != "raft" or any(data.golds[q.text] for q in data.parts["practice"]))]
+    elif not answered:
+        raise FinetuneError(f"the questions about {corpus} have no answers, so arms cannot be compared on them; leave "
+                            "arms out to measure retrieval only")
     device, chosen = str(pick_device(s.device)), [replace(ARMS[a], recipe=recipe or ARMS[a].recipe) for a in arms]
     for folder in (where.store, out):
         if folder: writable_folder(folder)
-    kept = [[p.id, p.title, p.text] for p in data.passages], [[q.text, list(q.answers), sorted(data.golds[q.text])] for qs in data.parts.values() for q in qs]
+    kept = ([[p.id, p.title, p.text] for p in data.passages],
+            [[q.text, list(q.answers), sorted(data.golds[q.text])] for qs in data.parts.values() for q in qs])
     digest = content_hash(kept)
-    def config(a, seed, recipe): return own_config(a, digest, seed, recipe, scale.steps if recipe else 0, scale.bs, k, search, model, 4 if s.profile == "smoke" else None, device)
-    def run(configs, what): return [r["results"] for r in do_runs([(c, where) for c in configs], own_run, workers=s.workers, what=what, quiet=quiet)]
+    def config(a, seed, recipe):
+        return own_config(a, digest, seed, recipe, scale.steps if recipe else 0, scale.bs, k, search, model,
+                          4 if s.profile == "smoke" else None, device)
+    def run(configs, what):
+        return [r["results"]
+                for r in do_runs([(c, where) for c in configs], own_run, workers=s.workers, what=what, quiet=quiet)]
     rates, tried = {}, []
     for a in chosen:
         if not (a.phrasings or a.raft): continue
@@ -258,26 +307,35 @@ def own_showdown(
         rates[a.name] = grid[int(np.argmax(score))]
         tried += [dict(training=a.name, lr=lr, valid_f1=x, chosen=lr == rates[a.name]) for lr, x in zip(grid, score)]
     n = s.seeds or scale.seeds
-    jobs = {(a.name, seed): config(a, seed, find_recipe(a.recipe).with_lr(rates[a.name]) if a.name in rates else None) for a in chosen for seed in (range(n) if a.name in rates else [0])}
+    jobs = {(a.name, seed): config(a, seed, find_recipe(a.recipe).with_lr(rates[a.name]) if a.name in rates else None)
+            for a in chosen for seed in (range(n) if a.name in rates else [0])}
     results = dict(zip(jobs, run(list(jobs.values()), "asking")))
     rows, answers, asked = [], [], [q for q in data.parts["test"] if q.answer][:4 if s.profile == "smoke" else None]
     for a in chosen:
         mine = {seed: results[name, seed] for name, seed in jobs if name == a.name}
         each = {m: np.mean([r["test"][m] for r in mine.values()], axis=0) for m in ("exact", "f1")}
         (mean, *ci), (f, *fci) = mean_ci(each["exact"]), mean_ci(each["f1"])
-        rows.append(dict(arm=a.name, about=a.about, exact_match=mean, ci95=ci, f1=f, f1_ci95=fci, per_question=[float(x) for x in each["f1"]], questions=len(asked), seeds=len(mine), lr=rates.get(a.name),
-                         train_seconds=known_mean(r["train_seconds"] for r in mine.values()), index_seconds=known_mean(r["index_seconds"] for r in mine.values()),
-                         latency_ms=known_mean(1000*r["test"]["seconds"]/max(1, len(asked)) for r in mine.values()), tokens_read=known_mean(r["test"]["tokens"] for r in mine.values())))
+        rows.append(dict(arm=a.name, about=a.about, exact_match=mean, ci95=ci, f1=f, f1_ci95=fci,
+                         per_question=[float(x) for x in each["f1"]], questions=len(asked), seeds=len(mine),
+                         lr=rates.get(a.name), train_seconds=known_mean(r["train_seconds"] for r in mine.values()),
+                         index_seconds=known_mean(r["index_seconds"] for r in mine.values()),
+                         latency_ms=known_mean(1000*r["test"]["seconds"]/max(1, len(asked)) for r in mine.values()),
+                         tokens_read=known_mean(r["test"]["tokens"] for r in mine.values())))
         for seed, r in mine.items():
-            answers += [dict(question=q.text, right=q.answer, arm=a.name, seed=seed, said=x, source=i, exact=e, f1=v) for q, x, i, e, v in zip(asked, r["test"]["said"], r["test"]["source"], r["test"]["exact"], r["test"]["f1"])]
+            answers += [dict(question=q.text, right=q.answer, arm=a.name, seed=seed, said=x, source=i, exact=e, f1=v)
+                        for q, x, i, e, v in zip(asked, r["test"]["said"], r["test"]["source"], r["test"]["exact"],
+                                                 r["test"]["f1"])]
     reference = reference if reference in arms else arms[0] if arms else reference
     for r in rows:
-        d = None if r["arm"] == reference else contrast(r["per_question"], next(x for x in rows if x["arm"] == reference)["per_question"], margin=margin)
+        d = None if r["arm"] == reference else contrast(
+            r["per_question"], next(x for x in rows if x["arm"] == reference)["per_question"], margin=margin)
         r["verdict"], r["diff_vs_reference"] = ("reference", None) if d is None else (d.pop("verdict"), d)
     every = [q for qs in data.parts.values() for q in qs if data.golds[q.text]]
     found = []
     if every:
         ways = {how: Retriever(data.passages, how, offline=s.offline) for how in ("bm25", "dense", "hybrid")}
-        found = retrieval_table(ways, every, [data.golds[q.text] for q in every], ks=(1, 3, 5, 10)).rename_axis("how").reset_index().to_dict("records")
-    about = dict(corpus=Path(str(corpus)).name, passages=len(data.passages), test_questions=len(answered), model=Path(str(model)).name, k=k, search_by=search, search=tried, settings=dict(s.record()))
+        found = retrieval_table(ways, every, [data.golds[q.text] for q in every],
+                                ks=(1, 3, 5, 10)).rename_axis("how").reset_index().to_dict("records")
+    about = dict(corpus=Path(str(corpus)).name, passages=len(data.passages), test_questions=len(answered),
+                 model=Path(str(model)).name, k=k, search_by=search, search=tried, settings=dict(s.record()))
     return OwnShowdown(rows, found, reference, margin, answers, about)

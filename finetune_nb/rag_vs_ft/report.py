@@ -16,22 +16,33 @@ def showdown_conclusions(
 ): # -> list of lines
     "What was measured, one line for each claim or arm, with its numbers."
     if isinstance(result, OwnShowdown):
-        out = [f"{a['arm']} against {result.reference}: {a['verdict']}, F1 {_points(a['diff_vs_reference']['mean'], a['diff_vs_reference']['ci95'])}" for a in result.arms if a["diff_vs_reference"]]
+        out = [f"{a['arm']} against {result.reference}: {a['verdict']}, F1 "
+               f"{_points(a['diff_vs_reference']['mean'], a['diff_vs_reference']['ci95'])}"
+               for a in result.arms if a["diff_vs_reference"]]
         best = max(result.retrieval, key=lambda r: r["recall@5"], default=None)
-        return out + ([f"of the ways of searching, {best['how']} finds most: {100*best['recall@5']:.0f} % of the right passages among the first five"] if best else [])
-    out = [f"{c['claim']}: {_said(c['verdict'])} ({c['arm']} against {c['against']}, {c['condition']}: {_points(c['difference'], c['ci95'])})" for c in result.contrasts]
+        return out + ([f"of the ways of searching, {best['how']} finds most: {100*best['recall@5']:.0f} % of the right "
+                       "passages among the first five"] if best else [])
+    out = [f"{c['claim']}: {_said(c['verdict'])} ({c['arm']} against {c['against']}, {c['condition']}: "
+           f"{_points(c['difference'], c['ci95'])})" for c in result.contrasts]
     for a in result.arms:
-        if a["break_even_questions"] is not None: out.append(f"{a['arm']} costs less than retrieval from {a['break_even_questions']:,.0f} questions on, if its answers are good enough")
+        if a["break_even_questions"] is not None:
+            out.append(f"{a['arm']} costs less than retrieval from {a['break_even_questions']:,.0f} questions on, if "
+                       "its answers are good enough")
         if a["diverged"]: out.append(f"{a['diverged']} of the trainings of {a['arm']} diverged")
     edge = [t["training"] for t in result.search if t.get("at_edge")]
-    if edge: out.append(f"the rate chosen for {', '.join(edge)} is the last of its grid: with a longer grid it might do better")
+    if edge:
+        out.append(
+            f"the rate chosen for {', '.join(edge)} is the last of its grid: with a longer grid it might do better")
     return out
 
-def _said(verdict): return {"better": "shown", "worse": "the opposite is shown", "undecided": "not shown"}.get(verdict, verdict)
+def _said(verdict):
+    return {"better": "shown", "worse": "the opposite is shown", "undecided": "not shown"}.get(verdict, verdict)
 
 def _points(mean, ci):
-    return f"{100*mean:+.1f} percentage points ({'one seed, no interval' if ci[0] is None else f'95 % interval {100*ci[0]:+.1f} to {100*ci[1]:+.1f}'})"
+    return (f"{100*mean:+.1f} percentage points "
+            f"({'one seed, no interval' if ci[0] is None else f'95 % interval {100*ci[0]:+.1f} to {100*ci[1]:+.1f}'})")
 
+# %% ../../nbs/api/rag_vs_ft/03_report.ipynb #188f387b
 def save_showdown(
     result, # a Showdown or an OwnShowdown
     folder, # where to; made if need be
@@ -43,16 +54,27 @@ def save_showdown(
     figures = {"arms.png": (result.plot()[0] if own else result.plot()[0, 0]).figure}
     if not own and result.sizes: figures["sweeps.png"] = result.plot_sweeps()[0].figure
     pictures, about = save_figures(folder, figures), result.about
-    body = [html_list(showdown_conclusions(result)), html_picture(pictures["arms.png"], "Right answers of every arm"), html_table(result.table().reset_index(), index=False)]
+    body = [html_list(showdown_conclusions(result)), html_picture(pictures["arms.png"], "Right answers of every arm"),
+            html_table(result.table().reset_index(), index=False)]
     if own: body += ["<h2>Searching</h2>", html_table(result.retrieval_table().reset_index(), index=False)]
     else:
-        body += ['<p class="small">Right answers in % under each condition (exact match); then what it costs. Intervals are Student\'s over worlds, each with its own entities, training and questions.</p>',
-                 "<h2>What is said, and what was measured</h2>", html_table(result.contrasts_table(), index=False), "<h2>The five aspects</h2>", html_table(result.aspects().reset_index(), index=False),
-                 "<h2>What it costs</h2><p>Prices are those of settings.ini; update s is what it takes to follow four fifths of the facts when they change.</p>", html_table(result.costs_table().reset_index(), index=False)]
-        if "sweeps.png" in pictures: body += ["<h2>When it gets harder</h2>", html_picture(pictures["sweeps.png"], "Right answers over look-alikes, recall and number of facts")]
+        body += ['<p class="small">Right answers in % under each condition (exact match); then what it costs. '
+                 'Intervals are Student\'s over worlds, each with its own entities, training and questions.</p>',
+                 "<h2>What is said, and what was measured</h2>", html_table(result.contrasts_table(), index=False),
+                 "<h2>The five aspects</h2>", html_table(result.aspects().reset_index(), index=False),
+                 "<h2>What it costs</h2><p>Prices are those of settings.ini; update s is "
+                 "what it takes to follow four fifths of the facts when they change.</p>",
+                 html_table(result.costs_table().reset_index(), index=False)]
+        if "sweeps.png" in pictures:
+            body += ["<h2>When it gets harder</h2>",
+                     html_picture(pictures["sweeps.png"], "Right answers over look-alikes, recall and number of facts")]
         import pandas as pd
-        body += ["<h2>How the rates were chosen</h2><p>Each training tried as many rates as the others, on the questions of a world that is not reported.</p>", html_table(pd.DataFrame(result.search).round(4), index=False)]
-    facts = {k: v for k, v in about.items() if k not in ("settings", "search")} | {"settings": ", ".join(f"{k} = {v}" for k, v in about["settings"].items() if v != "")}
+        body += ["<h2>How the rates were chosen</h2><p>Each training tried as many rates "
+                 "as the others, on the questions of a world that is not reported.</p>",
+                 html_table(pd.DataFrame(result.search).round(4), index=False)]
+    facts = {k: v for k, v in about.items() if k not in ("settings", "search")} | {"settings": ", ".join(
+        f"{k} = {v}" for k, v in about["settings"].items() if v != "")}
     body += ["<h2>What this was run with</h2>", html_facts(facts)]
-    write_page(folder/"report.html", "Retrieval, fine-tuning, or both" + (f": {about['corpus']}" if own else ""), heading=about["settings"].get("name") or "finetune_nb", body=Markup("\n".join(body)))
+    write_page(folder/"report.html", "Retrieval, fine-tuning, or both" + (f": {about['corpus']}" if own else ""),
+               heading=about["settings"].get("name") or "finetune_nb", body=Markup("\n".join(body)))
     return {n: folder/n for n in ("results.csv", "summary.json", *figures, "report.html")}

@@ -15,21 +15,25 @@ from ..core.errors import FinetuneError
 from ..core.files import content_hash, writable_folder
 from ..core.figures import COLOURS, percent_limits
 from ..core.settings import settings
-from .arms import ARMS, CONDITIONS, EXAMINED, SCALES, Scene, arm, ask_config, ask_run, known_mean, learn_config, learn_run
+from .arms import (ARMS, CONDITIONS, EXAMINED, SCALES, Scene, arm, ask_config, ask_run, known_mean,
+                                        learn_config, learn_run)
 from ..experiments.run_store import Where, do_runs
 from ..experiments.stats import contrast, mean_ci
 
 # %% ../../nbs/api/rag_vs_ft/01_showdown.ipynb #3a31ee5c
 SEARCH_SEED = 1000  # the world on which rates are chosen; reported worlds count from 0
 RAFT = dict(P=.8, distractors=3)
-RATES = dict(discriminative=(5e-3, 1e-2, 2e-2, 4e-2, 8e-2, .16), lora=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2), raft=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3))  # peak rates, for a language model of this size: the middle ones are tried
+# peak rates, for a language model of this size: the middle ones are tried
+RATES = dict(discriminative=(5e-3, 1e-2, 2e-2, 4e-2, 8e-2, .16), lora=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2),
+             raft=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3))
 CONTRASTS = (  # (what is said, arm, against, condition)
     ("retrieval beats fine-tuning on new facts", "rag", "ft_many", "rephrased"),
     ("many phrasings beat one", "ft_many", "ft_once", "rephrased"),
     ("replay keeps what the model knew", "ft_replay", "ft_many", "old"),
     ("low rank forgets less", "lora", "ft_many", "old"),
     ("stale weights spoil fresh passages", "rag", "ft_rag", "changed"),
-    ("RAFT beats a fine-tuned model with retrieval among look-alikes", "raft", "ft_rag", "distractors same_attribute 4"),
+    ("RAFT beats a fine-tuned model with retrieval among look-alikes", "raft", "ft_rag",
+     "distractors same_attribute 4"),
     ("RAFT beats the untouched reader among look-alikes", "raft", "rag", "distractors same_attribute 4"),
     ("search is as good as the right passage", "rag", "oracle", "rephrased"),
 )
@@ -55,22 +59,29 @@ class Showdown:
         rows = []
         for a in self.arms:
             row = {"arm": a["arm"]} | {c: 100*a["conditions"][c]["mean"] for c in CONDITIONS}
-            row |= {"forgotten": 100*a["forgetting"], "updated": None if a["updated"] is None else 100*a["updated"], "update s": a["update_seconds"], "train s": a["train_seconds"], "ms a question": a["latency_ms"]}
+            row |= {"forgotten": 100*a["forgetting"], "updated": None if a["updated"] is None else 100*a["updated"],
+                    "update s": a["update_seconds"], "train s": a["train_seconds"], "ms a question": a["latency_ms"]}
             rows.append(row)
         return pd.DataFrame(rows).set_index("arm").round(1)
 
     def costs_table(self):
         "One row an arm: what it takes to make it, to bring it up to date and to ask it, at the prices of the settings."
         import pandas as pd
-        return pd.DataFrame([{"arm": a["arm"], "train s": a["train_seconds"], "index s": a["index_seconds"], "update s": a["update_seconds"], "price to make": a["price_to_make"], "Wh to make": 1000*a["kwh_to_make"],
-                              "ms a question": a["latency_ms"], "tokens read": a["tokens_read"], "tokens written": a["tokens_written"], "price of 1,000": a["price_per_1000"], "MB": a["memory_mb"],
-                              "cheaper than rag from": a["break_even_questions"]} for a in self.arms]).set_index("arm").astype(float).round(5)
+        return pd.DataFrame([{"arm": a["arm"], "train s": a["train_seconds"], "index s": a["index_seconds"],
+                              "update s": a["update_seconds"], "price to make": a["price_to_make"],
+                              "Wh to make": 1000*a["kwh_to_make"],
+                              "ms a question": a["latency_ms"], "tokens read": a["tokens_read"], "tokens written":
+                              a["tokens_written"], "price of 1,000": a["price_per_1000"], "MB": a["memory_mb"],
+                              "cheaper than rag from": a["break_even_questions"]}
+                             for a in self.arms]).set_index("arm").astype(float).round(5)
 
     def contrasts_table(self):
         "What is said of the arms, and what was measured: difference in percentage points, interval, verdict."
         import pandas as pd
-        return pd.DataFrame([dict(claim=c["claim"], measured=f"{c['arm']} minus {c['against']}", condition=c["condition"], points=100*c["difference"],
-                                  low=None if c["ci95"][0] is None else 100*c["ci95"][0], high=None if c["ci95"][1] is None else 100*c["ci95"][1], verdict=c["verdict"]) for c in self.contrasts]).round(1)
+        return pd.DataFrame([dict(claim=c["claim"], measured=f"{c['arm']} minus {c['against']}",
+                                  condition=c["condition"], points=100*c["difference"], low=None if c["ci95"][0] is None
+                                  else 100*c["ci95"][0], high=None if c["ci95"][1] is None else 100*c["ci95"][1],
+                                  verdict=c["verdict"]) for c in self.contrasts]).round(1)
 
     def aspects(self):
         "The five aspects on which retrieval and fine-tuning are usually compared in words, in figures."
@@ -79,11 +90,14 @@ class Showdown:
     def frame(self):
         "Tidy: one row an arm, condition and seed."
         import pandas as pd
-        return pd.DataFrame([dict(arm=a["arm"], condition=c, seed=s, exact_match=x, f1=f) for a in self.arms for c, v in a["conditions"].items() for s, x, f in zip(self.seeds, v["per_seed"], v["f1_per_seed"])])
+        return pd.DataFrame(
+            [dict(arm=a["arm"], condition=c, seed=s, exact_match=x, f1=f) for a in self.arms
+             for c, v in a["conditions"].items() for s, x, f in zip(self.seeds, v["per_seed"], v["f1_per_seed"])])
 
     def to_dict(self):
         "Plain types: what `--json` prints and summary.json holds."
-        return dict(task="showdown", labels=None, seeds=self.seeds, reference=self.reference, margin=self.margin, arms=self.arms, contrasts=self.contrasts, sizes=self.sizes, search=self.search,
+        return dict(task="showdown", labels=None, seeds=self.seeds, reference=self.reference, margin=self.margin,
+                    arms=self.arms, contrasts=self.contrasts, sizes=self.sizes, search=self.search,
                     aspects=self.aspects().reset_index().to_dict("records"), **self.about)
 
     def plot(self, axes=None):
@@ -94,8 +108,10 @@ class Showdown:
         for ax, (c, about) in zip(axes.flat, CONDITIONS.items()):
             for y, a in enumerate(self.arms):
                 m, colour = a["conditions"][c], COLOURS[y % len(COLOURS)]
-                ax.scatter(100*np.array(m["per_seed"]), np.full(len(m["per_seed"]), y) + .2, s=12, color=colour, alpha=.45, linewidths=0)
-                if m["ci95"][0] is not None: ax.plot(100*np.array(m["ci95"]), [y, y], color=colour, lw=2.5, solid_capstyle="butt")
+                ax.scatter(100*np.array(m["per_seed"]), np.full(len(m["per_seed"]), y) + .2, s=12, color=colour,
+                           alpha=.45, linewidths=0)
+                if m["ci95"][0] is not None:
+                    ax.plot(100*np.array(m["ci95"]), [y, y], color=colour, lw=2.5, solid_capstyle="butt")
                 ax.scatter(100*m["mean"], y, s=38, color=colour, zorder=3, marker="o" if a["reads"] else "s")
             ax.set_title(_wrapped(about, 42), fontsize=9); ax.grid(axis="x", alpha=.25); ax.set_xlim(-3, 103)
             ax.set_ylim(len(self.arms) - .5, -.5); ax.set_yticks(range(len(self.arms)), [a["arm"] for a in self.arms])
@@ -115,27 +131,38 @@ class Showdown:
             for j, (hardness, marker) in enumerate(kinds.items()):
                 # Side by side, so that no interval hides another.
                 aside = .12*(i - (len(reads) - 1)/2) + .45*j
-                points = sorted((int(k.split()[2]) + aside, v) for k, v in a["conditions"].items() if k.startswith(f"distractors {hardness}"))
+                points = sorted((int(k.split()[2]) + aside, v)
+                                for k, v in a["conditions"].items() if k.startswith(f"distractors {hardness}"))
                 _curve(axes[0], points, colours[a["arm"]], None, "-", marker)
         for a in self.arms:
             c = colours[a["arm"]]
-            _curve(axes[1], sorted((100*float(k.split()[1]), v) for k, v in a["conditions"].items() if k.startswith("recall")), c, a["arm"])
+            _curve(axes[1], sorted((100*float(k.split()[1]), v)
+                                   for k, v in a["conditions"].items() if k.startswith("recall")), c, a["arm"])
             _curve(axes[2], sorted((s["facts"], s) for s in self.sizes if s["arm"] == a["arm"]), c, a["arm"])
-        for ax, x, title in zip(axes, ("passages beside the right one", "questions whose passage is found, %", "facts in the world (logarithmic)"), ("Look-alikes", "Only as good as its search", "More facts, as many updates")):
+        for ax, x, title in zip(axes, ("passages beside the right one", "questions whose passage is found, %",
+                                       "facts in the world (logarithmic)"),
+                                ("Look-alikes", "Only as good as its search", "More facts, as many updates")):
             ax.set_xlabel(x); ax.set_title(title, fontsize=10); ax.grid(alpha=.25)
         for ax in axes[1:]: ax.legend(fontsize=7)
-        who = [Line2D([], [], color=colours[a["arm"]], label=a["arm"]) for a in reads] + [Line2D([], [], color="#666666", ls="", marker=m, ms=4, label=h.replace("_", " ")) for h, m in kinds.items()]
+        who = [Line2D([], [], color=colours[a["arm"]], label=a["arm"]) for a in reads] + [
+            Line2D([], [], color="#666666", ls="", marker=m, ms=4, label=h.replace("_", " ")) for h, m in kinds.items()]
         axes[0].legend(handles=who, fontsize=7, ncols=2, loc="lower left")
         axes[0].set_xticks(_look_alikes(self))
-        axes[2].set_xscale("log"); axes[2].set_xticks(sorted({s["facts"] for s in self.sizes}), [str(n) for n in sorted({s["facts"] for s in self.sizes})]); axes[2].minorticks_off()
+        axes[2].set_xscale("log")
+        axes[2].set_xticks(sorted({s["facts"] for s in self.sizes}),
+                           [str(n) for n in sorted({s["facts"] for s in self.sizes})])
+        axes[2].minorticks_off()
         axes[0].set_ylabel("right answers, %"); percent_limits(axes[0])
         return axes
 
+# %% ../../nbs/api/rag_vs_ft/01_showdown.ipynb #fd3b5ebc
 def _curve(ax, points, colour, label, style="-", marker="o"):
     if not points: return
     y = np.array([100*v["mean"] for _, v in points])
-    ci = np.array([[100*v["mean"]]*2 if v["ci95"][0] is None else np.clip(100*np.array(v["ci95"]), 0, 100) for _, v in points])
-    ax.errorbar([x for x, _ in points], y, yerr=np.abs(ci.T - y), color=colour, ls=style, marker=marker, ms=4, capsize=2, lw=1.4, label=label)
+    ci = np.array([[100*v["mean"]]*2 if v["ci95"][0] is None else np.clip(100*np.array(v["ci95"]), 0, 100)
+                   for _, v in points])
+    ax.errorbar([x for x, _ in points], y, yerr=np.abs(ci.T - y), color=colour, ls=style, marker=marker, ms=4,
+                capsize=2, lw=1.4, label=label)
 
 def _wrapped(text, width):
     import textwrap
@@ -165,7 +192,8 @@ def showdown(
     from finetune_nb.training.learner import pick_device
     if corpus is not None or questions is not None:
         from finetune_nb.rag_vs_ft.documents import own_showdown
-        return own_showdown(corpus, questions, model, arms, k, search, recipe, profile, seeds, margin, reference, settings_file, out, quiet)
+        return own_showdown(corpus, questions, model, arms, k, search, recipe, profile, seeds, margin, reference,
+                            settings_file, out, quiet)
     s = settings(settings_file, profile=profile, seeds=seeds)
     scale, chosen = SCALES[s.profile], [arm(a) for a in (arms or ARMS)]
     names = [a.name for a in chosen]
@@ -181,6 +209,7 @@ def showdown(
     work = _Work(chosen, worlds, scale, where, device, model, k, search, recipe, s.workers, quiet)
     return work.measure(reference, margin, sweeps, s)
 
+# %% ../../nbs/api/rag_vs_ft/01_showdown.ipynb #0e0e12b9
 def gentlest(
     tries, # dicts: lr, valid_exact, status
 ): # -> one of them
@@ -189,10 +218,14 @@ def gentlest(
     top = max(t["valid_exact"] for t in done)
     return min((t for t in done if t["valid_exact"] >= top - (top*(1 - top)/EXAMINED)**.5), key=lambda t: t["lr"])
 
+# %% ../../nbs/api/rag_vs_ft/01_showdown.ipynb #ef976e70
 class _Work:
     "The runs of a showdown, stage by stage; what is done is not done again."
     def __init__(self, arms, worlds, scale, where, device, model, k, search, recipe, workers, quiet):
-        self.arms, self.worlds, self.scale, self.where, self.device, self.model, self.k, self.how = arms, worlds, scale, where, device, model, k, search
+        self.arms, self.worlds, self.scale, self.where, self.device, self.model, self.k, self.how = (arms, worlds,
+                                                                                                     scale, where,
+                                                                                                     device,
+                                                                                                     model, k, search)
         self.recipe, self.workers, self.quiet, self.rate, self.tried = recipe, workers, quiet, {}, []
 
     def how_to(self, a):
@@ -200,12 +233,15 @@ class _Work:
         given = self.recipe is not None and a.recipe != "lora"
         r = find_recipe(self.recipe if given else a.recipe)
         if given and not a.raft: return r
-        return replace(r, schedule="warmup", search=RATES.get("raft" if a.raft else a.recipe, r.search))  # the schedule usual for language models
+        # the schedule usual for language models
+        return replace(r, schedule="warmup", search=RATES.get("raft" if a.raft else a.recipe, r.search))
 
     def learn(self, a, seed, lr, facts=None, start=None, examined=False):
         r = self.how_to(a)
         steps = max(1, self.scale.steps//4) if start else self.scale.steps
-        return learn_config(a, Scene(facts or self.scale.facts, seed), r.with_lr(lr), steps, max(1, self.scale.bs//4) if a.raft else self.scale.bs, self.model, RAFT if a.raft else None, start, self.device, examined)
+        return learn_config(a, Scene(facts or self.scale.facts, seed), r.with_lr(lr), steps,
+                            max(1, self.scale.bs//4) if a.raft else self.scale.bs, self.model, RAFT if a.raft else None,
+                            start, self.device, examined)
 
     def key(self, a): return content_hash([a.phrasings, a.replay, a.recipe, a.raft]) if a.phrasings or a.raft else None
 
@@ -216,12 +252,15 @@ class _Work:
         from finetune_nb.recipes.library import search_grid
         open_ = {self.key(a): a for a in self.arms if self.key(a)}
         tries = [(a, lr) for a in open_.values() for lr in search_grid(self.how_to(a), self.scale.rates)]
-        found = self.run([self.learn(a, SEARCH_SEED, lr, examined=True) for a, lr in tries], "choosing rates", learn_run)
-        rows = [dict(training=a.name, key=self.key(a), lr=lr, valid_exact=f["results"]["valid_exact"], status=f["results"]["status"]) for (a, lr), f in zip(tries, found)]
+        found = self.run([self.learn(a, SEARCH_SEED, lr, examined=True) for a, lr in tries],
+                         "choosing rates", learn_run)
+        rows = [dict(training=a.name, key=self.key(a), lr=lr, valid_exact=f["results"]["valid_exact"],
+                     status=f["results"]["status"]) for (a, lr), f in zip(tries, found)]
         for key in open_:
             mine = [r for r in rows if r["key"] == key]
             best = gentlest(mine)
-            for r in mine: r["chosen"], r["at_edge"] = r is best, r is best and len(mine) > 2 and r in (mine[0], mine[-1])
+            for r in mine:
+                r["chosen"], r["at_edge"] = r is best, r is best and len(mine) > 2 and r in (mine[0], mine[-1])
             self.rate[key] = best["lr"]
         self.tried = [{k: v for k, v in r.items() if k != "key"} for r in rows]
 
@@ -230,36 +269,50 @@ class _Work:
         out = {c: self.scale.questions if c == "rephrased" else self.scale.others for c in CONDITIONS}
         if sweeps and a.reads == "search":
             middle = self.scale.distractors[len(self.scale.distractors)//2]
-            out[f"distractors same_attribute {middle}"] = self.scale.others  # reading among look-alikes is what RAFT is for: asked in every world
+            # reading among look-alikes is what RAFT is for: asked in every world
+            out[f"distractors same_attribute {middle}"] = self.scale.others
             if curves:
-                points = [f"distractors same_attribute {d}" for d in self.scale.distractors] + [f"distractors {h} {middle}" for h in ("same_name", "random")]
+                points = ([f"distractors same_attribute {d}" for d in self.scale.distractors]
+                          + [f"distractors {h} {middle}" for h in ("same_name", "random")])
                 if not a.phrasings and not a.raft: points += [f"recall {r}" for r in self.scale.recalls]
                 out = dict.fromkeys(points, self.scale.sweep) | out
         return out
 
     def ask(self, a, seed, weights, conditions, facts=None, timed=False):
-        return ask_config(a, Scene(facts or self.scale.facts, seed), conditions, self.k, weights, self.how, self.model, self.device, timed)
+        return ask_config(a, Scene(facts or self.scale.facts, seed), conditions, self.k, weights, self.how, self.model,
+                          self.device, timed)
 
     def measure(self, reference, margin, sweeps, s):
         self.choose_rates()
         swept = self.worlds[:self.scale.curves] if sweeps else []
         trains = [a for a in self.arms if self.key(a)]
         sized = [a for a in self.arms if a.name in ("rag", "ft_many")] if sweeps else []
-        jobs = {(a.name, n, seed): self.learn(a, seed, self.rate[self.key(a)], n) for a in trains for seed in self.worlds for n in {self.scale.facts, *(self.scale.sizes if a in sized and seed in swept else ())}}
+        jobs = {(a.name, n, seed): self.learn(a, seed, self.rate[self.key(a)], n)
+                for a in trains for seed in self.worlds
+                for n in {self.scale.facts, *(self.scale.sizes if a in sized and seed in swept else ())}}
         learned = dict(zip(jobs, self.run(list(jobs.values()), "training", learn_run)))
         weights = {key: content_hash(c) for key, c in jobs.items()}
         # Those that answer from their weights alone are brought up to date by further training.
-        again = {(a.name, seed): self.learn(a, seed, self.rate[self.key(a)], start=weights[a.name, self.scale.facts, seed]) for a in trains if not a.reads for seed in self.worlds[:self.scale.curves]}
+        again = {
+            (a.name, seed): self.learn(a, seed, self.rate[self.key(a)], start=weights[a.name, self.scale.facts, seed])
+            for a in trains if not a.reads for seed in self.worlds[:self.scale.curves]}
         updated = dict(zip(again, self.run(list(again.values()), "updating", learn_run)))
-        asks = {(a.name, seed): self.ask(a, seed, weights.get((a.name, self.scale.facts, seed)), self.conditions(a, sweeps, seed in swept), timed=True) for a in self.arms for seed in self.worlds}
-        asks |= {(name, seed, "updated"): self.ask(arm(name), seed, content_hash(c), dict.fromkeys(("changed", "old"), self.scale.others)) for (name, seed), c in again.items()}
-        asks |= {(a.name, seed, n): self.ask(a, seed, weights.get((a.name, n, seed)), dict(rephrased=self.scale.others), n) for a in sized for n in self.scale.sizes if n != self.scale.facts for seed in swept}
+        asks = {(a.name, seed): self.ask(a, seed, weights.get((a.name, self.scale.facts, seed)),
+                                         self.conditions(a, sweeps, seed in swept), timed=True)
+                for a in self.arms for seed in self.worlds}
+        asks |= {(name, seed, "updated"): self.ask(arm(name), seed, content_hash(c),
+                                                   dict.fromkeys(("changed", "old"), self.scale.others))
+                 for (name, seed), c in again.items()}
+        asks |= {
+            (a.name, seed, n): self.ask(a, seed, weights.get((a.name, n, seed)), dict(rephrased=self.scale.others), n)
+            for a in sized for n in self.scale.sizes if n != self.scale.facts for seed in swept}
         answers = {key: r["results"] for key, r in zip(asks, self.run(list(asks.values()), "asking", ask_run))}
         rows = [self.row(a, learned, updated, answers) for a in self.arms]
         base = next((r for r in rows if r["arm"] == "base"), None)
         knew = base["conditions"]["old"]["per_seed"] if base else None
         for r in rows:
-            d = contrast(knew, r["conditions"]["old"]["per_seed"], margin=margin) if knew else dict(mean=None, ci95=[None, None])
+            d = contrast(knew, r["conditions"]["old"]["per_seed"], margin=margin) if knew else dict(mean=None, ci95=[
+                None, None])
             r["forgetting"], r["forgetting_ci95"] = d["mean"] if knew else 0., d["ci95"]
         by = {r["arm"]: r for r in rows}
         for r in rows:
@@ -270,19 +323,27 @@ class _Work:
         for claim, a, b, c in CONTRASTS:
             if a in by and b in by and c in by[a]["conditions"] and c in by[b]["conditions"]:
                 d = contrast(by[a]["conditions"][c]["per_seed"], by[b]["conditions"][c]["per_seed"], margin=margin)
-                contrasts.append(dict(claim=claim, arm=a, against=b, condition=c, difference=d["mean"], ci95=d["ci95"], verdict=d["verdict"]))
+                contrasts.append(dict(claim=claim, arm=a, against=b, condition=c, difference=d["mean"], ci95=d["ci95"],
+                                      verdict=d["verdict"]))
         for r in rows:
             recalls = sorted((float(c.split()[1]), c) for c in r["conditions"] if c.startswith("recall"))
             if len(recalls) > 1:
                 (_, worst), (_, best) = recalls[0], recalls[-1]
                 d = contrast(r["conditions"][best]["per_seed"], r["conditions"][worst]["per_seed"], margin=margin)
-                contrasts.append(dict(claim="retrieval is only as good as its search", arm=f"{r['arm']} at {best}", against=f"{r['arm']} at {worst}", condition="rephrased", difference=d["mean"], ci95=d["ci95"], verdict=d["verdict"]))
+                contrasts.append(dict(claim="retrieval is only as good as its search", arm=f"{r['arm']} at {best}",
+                                      against=f"{r['arm']} at {worst}", condition="rephrased", difference=d["mean"],
+                                      ci95=d["ci95"], verdict=d["verdict"]))
         sizes = []
         for a in sized:
             for n in self.scale.sizes:
-                mean, *ci = mean_ci([answers.get((a.name, seed, n), answers[a.name, seed])["conditions"]["rephrased"]["exact"] for seed in swept])  # its usual world is asked anyway
+                # its usual world is asked anyway
+                mean, *ci = mean_ci(
+                    [answers.get((a.name, seed, n), answers[a.name, seed])["conditions"]["rephrased"]["exact"]
+                     for seed in swept])
                 sizes.append(dict(arm=a.name, facts=n, mean=mean, ci95=ci))
-        about = dict(model=str(self.model), k=self.k, search_by=self.how, rates=self.scale.rates, facts=self.scale.facts, steps=self.scale.steps, batch_size=self.scale.bs, raft=RAFT, settings=dict(s.record()))
+        about = dict(model=str(self.model), k=self.k, search_by=self.how, rates=self.scale.rates,
+                     facts=self.scale.facts, steps=self.scale.steps, batch_size=self.scale.bs, raft=RAFT,
+                     settings=dict(s.record()))
         return Showdown(rows, self.worlds, reference, margin, contrasts, self.tried, sizes, about)
 
     def row(self, a, learned, updated, answers):
@@ -290,22 +351,36 @@ class _Work:
         for c in mine[0]["conditions"]:
             each = [m["conditions"][c] for m in mine if c in m["conditions"]]  # curves: the first worlds only
             mean, *ci = mean_ci([e["exact"] for e in each])
-            out[c] = dict(mean=mean, ci95=ci, per_seed=[e["exact"] for e in each], f1=float(np.mean([e["f1"] for e in each])), f1_per_seed=[e["f1"] for e in each], unknown=float(np.mean([e["unknown"] for e in each])),
-                          questions=sum(e["n"] for e in each), found=known_mean(e.get("found") for e in each), cited=known_mean(e.get("cited") for e in each))
+            out[c] = dict(mean=mean, ci95=ci, per_seed=[e["exact"] for e in each],
+                          f1=float(np.mean([e["f1"] for e in each])), f1_per_seed=[e["f1"] for e in each],
+                          unknown=float(np.mean([e["unknown"] for e in each])),
+                          questions=sum(e["n"] for e in each), found=known_mean(e.get("found") for e in each),
+                          cited=known_mean(e.get("cited") for e in each))
         r = out["rephrased"]
         runs = [learned[a.name, self.scale.facts, seed]["results"] for seed in self.worlds] if self.key(a) else []
         again = self.worlds[:self.scale.curves] if self.key(a) and not a.reads else []
-        seconds = known_mean(updated[a.name, seed]["results"]["train_seconds"] for seed in again) if again else known_mean(m.get("update_seconds") for m in mine)
-        return dict(arm=a.name, about=a.about, reads=a.reads, trained=bool(runs), exact_match=r["mean"], ci95=r["ci95"], per_seed=r["per_seed"], f1=r["f1"], conditions=out, hallucination=1 - out["unanswerable"]["mean"],
-                    updated=known_mean(answers[a.name, seed, "updated"]["conditions"]["changed"]["exact"] for seed in again) if again else out["changed"]["mean"] if a.reads == "search" else None,
-                    update_seconds=seconds, train_seconds=known_mean(x["train_seconds"] for x in runs), train_tokens=known_mean(x["tokens"] for x in runs), diverged=sum(x["status"] == "diverged" for x in runs),
-                    index_seconds=known_mean(m.get("index_seconds") for m in mine), latency_ms=known_mean(m["latency_ms"] for m in mine), memory_mb=known_mean(m["memory_mb"] for m in mine), lr=self.rate.get(self.key(a)),
-                    tokens_read=known_mean(m["conditions"]["rephrased"]["tokens_read"] for m in mine), tokens_written=known_mean(m["conditions"]["rephrased"]["tokens_written"] for m in mine))
+        seconds = (known_mean(updated[a.name, seed]["results"]["train_seconds"] for seed in again) if again
+                   else known_mean(m.get("update_seconds") for m in mine))
+        return dict(arm=a.name, about=a.about, reads=a.reads, trained=bool(runs), exact_match=r["mean"], ci95=r["ci95"],
+                    per_seed=r["per_seed"], f1=r["f1"], conditions=out, hallucination=1 - out["unanswerable"]["mean"],
+                    updated=known_mean(answers[a.name, seed, "updated"]["conditions"]["changed"]["exact"]
+                                       for seed in again)
+                    if again else out["changed"]["mean"] if a.reads == "search" else None,
+                    update_seconds=seconds, train_seconds=known_mean(x["train_seconds"] for x in runs),
+                    train_tokens=known_mean(x["tokens"] for x in runs),
+                    diverged=sum(x["status"] == "diverged" for x in runs),
+                    index_seconds=known_mean(m.get("index_seconds") for m in mine),
+                    latency_ms=known_mean(m["latency_ms"] for m in mine),
+                    memory_mb=known_mean(m["memory_mb"] for m in mine), lr=self.rate.get(self.key(a)),
+                    tokens_read=known_mean(m["conditions"]["rephrased"]["tokens_read"] for m in mine),
+                    tokens_written=known_mean(m["conditions"]["rephrased"]["tokens_written"] for m in mine))
 
+# %% ../../nbs/api/rag_vs_ft/01_showdown.ipynb #c036a227
 def _costs(row, rag, s, hour):
     "Price of making the arm and of a thousand questions, and from how many questions on it is cheaper than retrieval."
     start = (row["train_seconds"] or 0) + (row["index_seconds"] or 0)
-    out = dict(price_to_make=start/3600*hour, price_per_1000=row["latency_ms"]*hour/3600, kwh_to_make=s.watts*start/3.6e6)
+    out = dict(price_to_make=start/3600*hour, price_per_1000=row["latency_ms"]*hour/3600,
+               kwh_to_make=s.watts*start/3.6e6)
     out["break_even_questions"] = None
     if rag and row["trained"] and not row["reads"]:
         saved = (rag["latency_ms"] - row["latency_ms"])/1000
@@ -323,10 +398,12 @@ def plot_phrasings(
         ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")[1]
     arms = sorted((int(a["arm"][3:]), a) for a in result.arms if a["arm"].startswith("ft_") and a["arm"][3:].isdigit())
     if not arms: raise FinetuneError("nothing to draw: measure arms such as ft_1, ft_4, ft_16")
-    for (c, label), colour, style in zip((("direct", "asked as in training"), ("rephrased", "asked in other phrasings"), ("old", "old facts")), COLOURS, ("-", "--", ":")):
+    for (c, label), colour, style in zip((("direct", "asked as in training"), ("rephrased", "asked in other phrasings"),
+                                          ("old", "old facts")), COLOURS, ("-", "--", ":")):
         _curve(ax, [(n, a["conditions"][c]) for n, a in arms], colour, label, style)
     ax.set_xscale("log", base=2); ax.set_xticks([n for n, _ in arms], [str(n) for n, _ in arms]); ax.minorticks_off()
-    ax.set_xlabel("phrasings of each fact, as many updates (logarithmic)"); ax.set_ylabel("right answers, %"); ax.grid(alpha=.25); ax.legend(fontsize=8); percent_limits(ax)
+    ax.set_xlabel("phrasings of each fact, as many updates (logarithmic)"); ax.set_ylabel("right answers, %")
+    ax.grid(alpha=.25); ax.legend(fontsize=8); percent_limits(ax)
     return ax
 
 # %% ../../nbs/api/rag_vs_ft/01_showdown.ipynb #91b98038
@@ -336,36 +413,55 @@ def _aspects(s):
     def pct(name, condition="rephrased"):
         m = by[name]["conditions"][condition] if name in by else None
         return f"{100*m['mean']:.0f} %" if m else "not measured"
-    def num(name, key, unit, digits=1): return f"{by[name][key]:.{digits}f} {unit}" if name in by and by[name][key] is not None else "not measured"
+    def num(name, key, unit, digits=1):
+        return f"{by[name][key]:.{digits}f} {unit}" if name in by and by[name][key] is not None else "not measured"
     def lost(name): return f"{100*by[name]['forgetting']:.0f} points" if name in by else "not measured"
     n = s.about
     breaks = by.get("ft_many", {}).get("break_even_questions")
-    lasting = f"from {breaks:,.0f} questions on it is the cheaper one" if breaks is not None else "it never becomes the cheaper one here"
+    lasting = (f"from {breaks:,.0f} questions on it is the cheaper one" if breaks is not None
+               else "it never becomes the cheaper one here")
     rows = {
-        "methodology": (f"weights untouched; {n['k']} passages found by {n['search_by']} are read, {num('rag', 'tokens_read', 'tokens', 0)} a question",
-                        f"{n['steps']} updates of {n['batch_size']} texts, {num('ft_many', 'train_seconds', 's')}; {num('ft_many', 'tokens_read', 'tokens', 0)} a question",
-                        f"RAFT: as many updates on questions with passages, {num('raft', 'train_seconds', 's')}; then {num('raft', 'tokens_read', 'tokens', 0)} a question"),
+        "methodology": (f"weights untouched; {n['k']} passages found by {n['search_by']} "
+                        f"are read, {num('rag', 'tokens_read', 'tokens', 0)} a question",
+                        f"{n['steps']} updates of {n['batch_size']} texts, {num('ft_many', 'train_seconds', 's')}; "
+                        f"{num('ft_many', 'tokens_read', 'tokens', 0)} a question",
+                        f"RAFT: as many updates on questions with passages, {num('raft', 'train_seconds', 's')}; "
+                        f"then {num('raft', 'tokens_read', 'tokens', 0)} a question"),
         "training data": (f"none; the documents are indexed in {num('rag', 'index_seconds', 's', 2)}",
                           f"each fact in 1 phrasing: {pct('ft_once')} right; in 16: {pct('ft_many')}",
                           f"questions with passages and answers; {pct('raft')} right"),
-        "adaptability": (f"changed facts {pct('rag', 'changed')} right after {num('rag', 'update_seconds', 's', 2)} of updating the index",
-                         f"changed facts {pct('ft_many', 'changed')} right before and {num('ft_many', 'updated', '', 2).strip() if 'ft_many' not in by or by['ft_many']['updated'] is None else format(100*by['ft_many']['updated'], '.0f') + ' %'} after {num('ft_many', 'update_seconds', 's')} of further training; old facts forgotten: {lost('ft_many')}, with replay {lost('ft_replay')}",
-                         f"stale weights with fresh passages: {pct('ft_rag', 'changed')}; RAFT {pct('raft', 'changed')}"),
-        "performance": (f"new facts {pct('rag')}, two hops {pct('rag', 'two_hop')}, declines what nobody knows {pct('rag', 'unanswerable')}; {num('rag', 'latency_ms', 'ms', 0)} a question",
-                        f"new facts {pct('ft_many')}, two hops {pct('ft_many', 'two_hop')}, declines {pct('ft_many', 'unanswerable')}; {num('ft_many', 'latency_ms', 'ms', 0)} a question",
-                        f"fine-tuned and retrieving {pct('ft_rag')}, RAFT {pct('raft')}; RAFT declines {pct('raft', 'unanswerable')}; {num('raft', 'latency_ms', 'ms', 0)} a question"),
-        "use cases": (f"facts that change or must be cited: the passage named as source is the right one in {_cited(by, 'rag')} of the right answers",
+        "adaptability":
+        (f"changed facts {pct('rag', 'changed')} right after "
+         f"{num('rag', 'update_seconds', 's', 2)} of updating the index",
+         f"changed facts {pct('ft_many', 'changed')} right before and "
+         f"{num('ft_many', 'updated', '', 2).strip() if 'ft_many' not in by or by['ft_many']['updated'] is None else format(100*by['ft_many']['updated'], '.0f') + ' %'} "
+         f"after {num('ft_many', 'update_seconds', 's')} of further training; old "
+         f"facts forgotten: {lost('ft_many')}, with replay {lost('ft_replay')}",
+         f"stale weights with fresh passages: {pct('ft_rag', 'changed')}; RAFT {pct('raft', 'changed')}"),
+        "performance": (f"new facts {pct('rag')}, two hops {pct('rag', 'two_hop')}, declines what nobody "
+                        f"knows {pct('rag', 'unanswerable')}; {num('rag', 'latency_ms', 'ms', 0)} a question",
+                        f"new facts {pct('ft_many')}, two hops {pct('ft_many', 'two_hop')}, declines "
+                        f"{pct('ft_many', 'unanswerable')}; {num('ft_many', 'latency_ms', 'ms', 0)} a question",
+                        f"fine-tuned and retrieving {pct('ft_rag')}, RAFT {pct('raft')}; RAFT declines "
+                        f"{pct('raft', 'unanswerable')}; {num('raft', 'latency_ms', 'ms', 0)} a question"),
+        "use cases": ("facts that change or must be cited: the passage named as source "
+                      f"is the right one in {_cited(by, 'rag')} of the right answers",
                       f"no search at question time: {lasting}; worth it only where {pct('ft_many')} is enough",
-                      f"many look-alikes: among {_hardest(s)} RAFT has {_among(s, 'raft')}, the untouched reader {_among(s, 'rag')}, the fine-tuned one {_among(s, 'ft_rag')}"),
-    }
-    return pd.DataFrame([dict(aspect=k, retrieval=a, fine_tuning=b, both=c) for k, (a, b, c) in rows.items()]).set_index("aspect")
+                      f"many look-alikes: among {_hardest(s)} RAFT has {_among(s, 'raft')}, the untouched reader "
+                      f"{_among(s, 'rag')}, the fine-tuned one {_among(s, 'ft_rag')}")}
+    return pd.DataFrame(
+        [dict(aspect=k, retrieval=a, fine_tuning=b, both=c) for k, (a, b, c) in rows.items()]).set_index("aspect")
 
+# %% ../../nbs/api/rag_vs_ft/01_showdown.ipynb #62adc031
 def _cited(by, name):
     v = by[name]["conditions"]["rephrased"]["cited"] if name in by else None
     return "not measured" if v is None else f"{100*v:.0f} %"
 
-def _look_alikes(s): return sorted({int(c.split()[2]) for a in s.arms for c in a["conditions"] if c.startswith("distractors same_attribute")})
+def _look_alikes(s):
+    return sorted(
+        {int(c.split()[2]) for a in s.arms for c in a["conditions"] if c.startswith("distractors same_attribute")})
 def _hardest(s): return f"{_look_alikes(s)[-1]} look-alikes" if _look_alikes(s) else "look-alikes"
 def _among(s, name):
     most, a = _look_alikes(s), next((a for a in s.arms if a["arm"] == name), None)
-    return f"{100*a['conditions'][f'distractors same_attribute {most[-1]}']['mean']:.0f} %" if most and a else "not measured"
+    return (f"{100*a['conditions'][f'distractors same_attribute {most[-1]}']['mean']:.0f} %" if most
+            and a else "not measured")

@@ -42,7 +42,8 @@ def load_awd_lm(
     folder = BUNDLED/model if model in bundled() else Path(model).expanduser()
     config = read_json(folder/"config.json")
     try: net, tok = language_model(config["architecture"], drop_mult), PieceTokenizer(config["vocab"])
-    except (KeyError, TypeError): raise ModelError(f"'{model}' is not a language model of the kit; use docs_lm") from None
+    except (KeyError, TypeError):
+        raise ModelError(f"'{model}' is not a language model of the kit; use docs_lm") from None
     return load_lm_state(net, load_tensors(weights or folder/"model.safetensors")[0]), tok
 
 # %% ../../nbs/api/recipes/08_ulmfit.ipynb #113bc031
@@ -56,7 +57,9 @@ class StreamLoader(DataLoader):
         for i in range(self.streams.each): yield self.streams(self.epoch*self.streams.each + i)[:2]
         self.epoch += 1
 
-TARGET = Recipe("target_lm", "the language model reads the task's texts", rates="factor", rates_value=2.6, schedule="stlr", weight_decay=.01)
+# %% ../../nbs/api/recipes/08_ulmfit.ipynb #d07d38cf
+TARGET = Recipe("target_lm", "the language model reads the task's texts", rates="factor", rates_value=2.6,
+                schedule="stlr", weight_decay=.01)
 
 def lm_learner(
     texts, # list of str
@@ -71,12 +74,14 @@ def lm_learner(
     set_seed(seed)
     net, tok = load_awd_lm(model, drop_mult=drop_mult)
     dl = StreamLoader(Streams(tok(texts, longest), streams, length, seed))
-    learn = Learner(DataLoaders(dl, dl), net, loss_func=CrossEntropyLossFlat(), opt_func=adamw, splitter=awd_lstm_lm_split, train_bn=False,
+    learn = Learner(DataLoaders(dl, dl), net, loss_func=CrossEntropyLossFlat(), opt_func=adamw,
+                    splitter=awd_lstm_lm_split, train_bn=False,
                     cbs=[ModelResetter(), RNNCallback(), RNNRegularizer(alpha=2., beta=1.), GradientClip(.5)])
     learn.groups, learn.tok = layer_groups(net, splitter=awd_lstm_lm_split), tok
     for g, name in zip(learn.groups, [*(f"rnns.{i}" for i in range(len(learn.groups) - 1)), "words"]): g.name = name
     return learn
 
+# %% ../../nbs/api/recipes/08_ulmfit.ipynb #0f6ef7cf
 def target_lm(
     task, # a Task of texts; its training texts are read, all of them, without labels
     more=(), # further texts to read, such as `unlabelled_docs()`
@@ -91,20 +96,26 @@ def target_lm(
     task.require("ULMFiT", modality="text")
     base = (BUNDLED/model if model in bundled() else Path(model).expanduser())/"model.safetensors"
     texts = [*task.items["train"].texts, *more]
-    name = content_hash(dict(form=3, texts=texts, base=sha256(base), epochs=epochs, lr=lr, steps=steps, seed=seed, recipe=TARGET.to_dict()))
+    name = content_hash(dict(form=3, texts=texts, base=sha256(base), epochs=epochs, lr=lr, steps=steps, seed=seed,
+                             recipe=TARGET.to_dict()))
     file = Path(cache or Path(settings()["cache"])/"target_lm")/f"{name}.safetensors"
     if not file.is_file():
         began, learn = time.perf_counter(), lm_learner(texts, model, seed=seed)
         checked = learn.tok(task.items["valid"].texts, 128)
-        with compute_threads(min(2, torch.get_num_threads())):  # a second one pays here, unless the machine is to be shared (OMP_NUM_THREADS=1)
+        # a second one pays here, unless the machine is to be shared (OMP_NUM_THREADS=1)
+        with compute_threads(min(2, torch.get_num_threads())):
             before = perplexity(learn.model, checked)
             follow = fit_lm(learn, steps or epochs*len(learn.dls.train), lr)
             after = perplexity(learn.model, checked)
-        save_tensors(file, lm_state(learn.model), meta=dict(perplexity_before=str(before), perplexity_after=str(after), steps=str(len(follow.losses)),
+        save_tensors(file, lm_state(learn.model), meta=dict(perplexity_before=str(before), perplexity_after=str(after),
+                                                     steps=str(len(follow.losses)),
                                                      seconds=str(time.perf_counter() - began)))
     meta = load_tensors(file)[1]
-    return dict(weights=file, perplexity_before=float(meta["perplexity_before"]), perplexity_after=float(meta["perplexity_after"]), steps=int(meta["steps"]), seconds=float(meta["seconds"]))
+    return dict(weights=file, perplexity_before=float(meta["perplexity_before"]),
+                perplexity_after=float(meta["perplexity_after"]), steps=int(meta["steps"]),
+                seconds=float(meta["seconds"]))
 
+# %% ../../nbs/api/recipes/08_ulmfit.ipynb #2dbd6cc7
 def fit_lm(
     learn, # of `lm_learner`
     steps, # optimiser steps

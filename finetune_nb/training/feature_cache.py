@@ -25,7 +25,8 @@ def can_cache(
     if norm != "frozen" or set(trainable) != {learn.groups[-1].name} or learn.task.augment: return False
     if not all(hasattr(model, a) for a in ("forward_features", "forward_head", "get_classifier")): return False
     head = model.get_classifier()
-    return isinstance(head, torch.nn.Linear) and {id(p) for p in head.parameters()} == {id(p) for p in learn.groups[-1].params} and not getattr(model, "drop_rate", 0)
+    return (isinstance(head, torch.nn.Linear) and {id(p) for p in head.parameters()}
+            == {id(p) for p in learn.groups[-1].params} and not getattr(model, "drop_rate", 0))
 
 # %% ../../nbs/api/training/03_feature_cache.ipynb #b391ff37
 def features(
@@ -34,7 +35,8 @@ def features(
 ): # -> (float32 [N, D], int64 [N])
     "The pooled features below the classifier of every item of `dl`."
     with eval_mode(model):
-        xs, ys = zip(*[(model.forward_head(model.forward_features(x.as_subclass(torch.Tensor)), pre_logits=True), y.as_subclass(torch.Tensor)) for x, y in dl])
+        xs, ys = zip(*[(model.forward_head(model.forward_features(x.as_subclass(torch.Tensor)),
+                                           pre_logits=True), y.as_subclass(torch.Tensor)) for x, y in dl])
     return torch.cat(xs), torch.cat(ys)
 
 @contextmanager

@@ -36,16 +36,20 @@ def class_counts(
 def _plain_items(learn): return getattr(learn, "plain_items", None) or learn.dls.train.dataset
 
 def _all_present(learn, counts, what):
-    if not counts.all(): raise TaskError(f"{what} needs training items of every class, but task '{learn.task.name}' has none here of '{learn.task.target.vocab[int(counts.argmin())]}'. Use more labels, or leave that class out")
+    if not counts.all():
+        raise TaskError(f"{what} needs training items of every class, but task '{learn.task.name}' has none here of "
+                        f"'{learn.task.target.vocab[int(counts.argmin())]}'. Use more labels, or leave that class out")
     return counts
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #b2c49d74
 LOSSES = {
     "cross_entropy": dict(args={}, about="plain: every item counts alike"),
     "weighted": dict(args=dict(power=1.), about="weight 1/n^power: every class counts alike at power 1"),
-    "class_balanced": dict(args=dict(beta=.99), about="weight (1 - beta)/(1 - beta^n): the n-th item of a class tells less than the first (Cui et al., 2019)"),
+    "class_balanced": dict(args=dict(beta=.99), about="weight (1 - beta)/(1 - beta^n): the n-th item of a class tells "
+                                                      "less than the first (Cui et al., 2019)"),
     "logit_adjusted": dict(args=dict(tau=1.), about="cross-entropy of f_y + tau ln prior_y (Menon et al., 2021)"),
-    "focal": dict(args=dict(gamma=2.), about="cross-entropy times (1 - p_y)^gamma: easy items count less (Lin et al., 2017)"),
+    "focal": dict(args=dict(gamma=2.),
+                  about="cross-entropy times (1 - p_y)^gamma: easy items count less (Lin et al., 2017)"),
 }
 
 class ClassLoss(nn.Module):
@@ -70,13 +74,17 @@ def named_args(
 ): # -> (name, dict of all arguments)
     "A name and its arguments, defaults filled in."
     name, args = next(iter(given.items())) if isinstance(given, dict) and len(given) == 1 else (given, None)
-    if not isinstance(name, str): raise RecipeError(f"a {kind} is a name or {{name: {{argument: value}}}}, not {given!r}")
+    if not isinstance(name, str):
+        raise RecipeError(f"a {kind} is a name or {{name: {{argument: value}}}}, not {given!r}")
     if name not in known: raise RecipeError(unknown_name(kind, name, known))
     for k, v in (args or {}).items():
-        if k not in known[name]["args"]: raise RecipeError(f"{kind} '{name}': {unknown_name('argument', k, known[name]['args'] or ['none'])}")
-        if isinstance(v, bool) or not isinstance(v, Real) or not 0 <= v < float("inf"): raise RecipeError(f"{kind} '{name}': {k} must be a number of at least 0, not {v!r}")
+        if k not in known[name]["args"]:
+            raise RecipeError(f"{kind} '{name}': {unknown_name('argument', k, known[name]['args'] or ['none'])}")
+        if isinstance(v, bool) or not isinstance(v, Real) or not 0 <= v < float("inf"):
+            raise RecipeError(f"{kind} '{name}': {k} must be a number of at least 0, not {v!r}")
     return name, known[name]["args"] | (args or {})
 
+# %% ../../nbs/api/training/06_imbalance.ipynb #64509c25
 def class_weights(
     counts, # items of each class, none of them 0
     loss, # "weighted" or "class_balanced", or with arguments {"weighted": {"power": .5}}
@@ -84,8 +92,10 @@ def class_weights(
     "The weights of the classes."
     name, args = named_args("loss", loss, LOSSES)
     n = np.asarray(counts, float)
-    if name == "class_balanced" and args["beta"] >= 1: raise RecipeError(f"loss 'class_balanced': beta must be below 1, not {args['beta']}")
-    w = n**-args["power"] if name == "weighted" else (1 - args["beta"]) / -np.expm1(n*np.log(args["beta"])) if args["beta"] else np.ones_like(n)
+    if name == "class_balanced" and args["beta"] >= 1:
+        raise RecipeError(f"loss 'class_balanced': beta must be below 1, not {args['beta']}")
+    w = (n**-args["power"] if name == "weighted" else (1 - args["beta"]) / -np.expm1(n*np.log(args["beta"]))
+         if args["beta"] else np.ones_like(n))
     return w * n.sum() / (n*w).sum()
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #9007e4cc
@@ -114,12 +124,12 @@ def set_loss(
     return learn
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #787dff96
-SAMPLINGS = {
-    "none": dict(power=1., about="every item once an epoch"),
-    "oversample": dict(power=0., about="every class as often as the commonest: its items repeated, what does not divide evenly drawn by the seed"),
-    "undersample": dict(power=None, about="every class as often as the rarest: a choice of its items, drawn once a run by the seed"),
-    "square_root": dict(power=.5, about="half-way between none and oversample (Kang et al., 2020)"),
-}
+SAMPLINGS = {"none": dict(power=1., about="every item once an epoch"),
+             "oversample": dict(power=0., about="every class as often as the commonest: its items "
+                                                "repeated, what does not divide evenly drawn by the seed"),
+             "undersample": dict(power=None, about="every class as often as the rarest: a choice "
+                                                   "of its items, drawn once a run by the seed"),
+             "square_root": dict(power=.5, about="half-way between none and oversample (Kang et al., 2020)")}
 
 def set_sampling(
     learn, # a learner of `pretrained_learner`
@@ -131,15 +141,21 @@ def set_sampling(
     plain, old, kind = _plain_items(learn), learn.dls.train, SAMPLINGS[sampling]
     data, power, have = _with_index(plain, plain.index), kind["power"], counts[counts > 0]
     if sampling != "none":
-        index, y, draw = np.asarray(plain.index), np.asarray(plain.y[plain.index]), rng(learn.seed, "sampling", sampling)
-        places = np.full_like(counts, have.min()) if power is None else np.rint(counts**power * counts.max()**(1 - power)).astype(int)
+        index, y, draw = (np.asarray(plain.index), np.asarray(plain.y[plain.index]),
+                          rng(learn.seed, "sampling", sampling))
+        places = (np.full_like(counts, have.min()) if power is None
+                  else np.rint(counts**power * counts.max()**(1 - power)).astype(int))
         picks = [draw.permutation(index[y == c]) for c in np.flatnonzero(counts)]
-        chosen = np.concatenate([np.resize(p, places[c]) for p, c in zip(picks, np.flatnonzero(counts))])  # np.resize repeats in turn
-        data.index = torch.from_numpy(np.tile(chosen, -(-old.bs // len(chosen))))  # several times over if that is less than a batch
-    train = MemoryDL(data, bs=old.bs, seed=learn.seed, shuffle=True, drop_last=True, after_batch=list(old.after_batch.fs), device=old.device)
+        # np.resize repeats in turn
+        chosen = np.concatenate([np.resize(p, places[c]) for p, c in zip(picks, np.flatnonzero(counts))])
+        # several times over if that is less than a batch
+        data.index = torch.from_numpy(np.tile(chosen, -(-old.bs // len(chosen))))
+    train = MemoryDL(data, bs=old.bs, seed=learn.seed, shuffle=True, drop_last=True,
+                     after_batch=list(old.after_batch.fs), device=old.device)
     learn.plain_items, learn.dls = plain, type(learn.dls)(train, learn.dls.valid, device=old.device)
     return set_loss(learn, learn.class_loss) if hasattr(learn, "class_loss") else learn
 
+# %% ../../nbs/api/training/06_imbalance.ipynb #e6bd5a58
 def _with_index(items, index):
     import copy
     out = copy.copy(items); out.index = torch.as_tensor(index)
@@ -152,7 +168,10 @@ def class_groups(
 ): # -> dict of lists of class numbers: head, middle, tail
     "Classes by their number of training items. Equal classes have neither head nor tail."
     n = np.asarray(counts)
-    if cuts is not None: return dict(head=np.flatnonzero(n > cuts[1]).tolist(), middle=np.flatnonzero((n >= cuts[0]) & (n <= cuts[1])).tolist(), tail=np.flatnonzero(n < cuts[0]).tolist())
+    if cuts is not None:
+        return dict(head=np.flatnonzero(n > cuts[1]).tolist(),
+                    middle=np.flatnonzero((n >= cuts[0]) & (n <= cuts[1])).tolist(),
+                    tail=np.flatnonzero(n < cuts[0]).tolist())
     if n.min() == n.max(): return dict(head=[], middle=list(range(len(n))), tail=[])
     order, third = np.argsort(-n, kind="stable").tolist(), max(1, round(len(n) / 3))
     return dict(head=order[:third], middle=order[third:-third], tail=order[-third:])
@@ -179,6 +198,7 @@ def predictions(
     with compute_threads(threads_for(model)): rows, _ = rows_and_loss(model, dl)
     return rows["predicted"], rows["y"]
 
+# %% ../../nbs/api/training/06_imbalance.ipynb #2eae9fc1
 def class_scores(
     learn, # a learner of `pretrained_learner`
     split, # "valid", "test" or the name of a shift
@@ -192,7 +212,9 @@ def class_scores(
     out = dict(accuracy=float((predicted == y).mean()), balanced_accuracy=mean(r))
     out |= {f"{k}_accuracy": mean(r[np.array(c, int)]) for k, c in class_groups(class_counts(learn), cuts).items()}
     if groups is not None:
-        if len(groups) != len(y): raise FinetuneError(f"split '{split}' has {len(y)} items, but {len(groups)} group names were given; give one for each")
+        if len(groups) != len(y):
+            raise FinetuneError(
+                f"split '{split}' has {len(y)} items, but {len(groups)} group names were given; give one for each")
         of = np.asarray(groups).astype(str)
         out["group_accuracy"] = {str(g): float((predicted == y)[of == g].mean()) for g in np.unique(of)}
         out["worst_group_accuracy"] = min(out["group_accuracy"].values())
@@ -207,8 +229,10 @@ def class_table(
     import pandas as pd
     from sklearn.metrics import precision_recall_fscore_support
     predicted, y = predictions(learn, split)
-    p, r, f, n = precision_recall_fscore_support(y, predicted, labels=range(len(learn.task.target.vocab)), zero_division=0)
-    table = pd.DataFrame(dict(training_items=class_counts(learn), items=n, precision=p, recall=r, F1=f), index=pd.Index(learn.task.target.vocab, name="class"))
+    p, r, f, n = precision_recall_fscore_support(y, predicted, labels=range(len(learn.task.target.vocab)),
+                                                 zero_division=0)
+    table = pd.DataFrame(dict(training_items=class_counts(learn), items=n, precision=p, recall=r, F1=f),
+                         index=pd.Index(learn.task.target.vocab, name="class"))
     return table.sort_values("training_items", ascending=False, kind="stable")
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #6efdc08f
@@ -234,13 +258,18 @@ def split_features(
     with compute_threads(threads_for(model)), eval_mode(model):
         x, y = features(model, batches(256))
         answers = model(batches(2).one_batch()[0].as_subclass(torch.Tensor))
-        if not torch.allclose(head(x[:len(answers)]), answers, rtol=1e-3, atol=1e-3): raise ModelError(f"{type(model).__name__} does more after its features than its linear classifier; {_NEEDS}")
+        if not torch.allclose(head(x[:len(answers)]), answers, rtol=1e-3, atol=1e-3):
+            raise ModelError(
+                f"{type(model).__name__} does more after its features than its linear classifier; {_NEEDS}")
     return x, y
 
+# %% ../../nbs/api/training/06_imbalance.ipynb #a98b0174
 def linear_head(model):
     "timm's classifier of a network, if it is a plain linear layer with a bias."
-    head = model.get_classifier() if all(hasattr(model, a) for a in ("forward_features", "forward_head", "get_classifier")) else None
-    if not isinstance(head, nn.Linear) or head.bias is None: raise ModelError(f"{type(model).__name__} has no linear classifier of timm's; {_NEEDS}")
+    head = (model.get_classifier()
+            if all(hasattr(model, a) for a in ("forward_features", "forward_head", "get_classifier")) else None)
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise ModelError(f"{type(model).__name__} has no linear classifier of timm's; {_NEEDS}")
     return head
 
 _NEEDS = "corrections after training need one, as glyph_resnet, the zoo and most timm networks have it"
@@ -259,7 +288,8 @@ def adjust_after(
     score = lambda: float(np.nanmean(recalls(head(vx).argmax(1).cpu(), vy.cpu(), len(learn.task.target.vocab))))
     with torch.no_grad():
         if method == "none": return dict(method=method, chosen=None, tried=[], valid_balanced_accuracy=score())
-        change, values = _shifts(learn, head, method, tau) if method in ("logit_adjustment", "tau_norm") else _new_heads(learn, head, method, lr, steps)
+        change, values = (_shifts(learn, head, method, tau) if method in ("logit_adjustment", "tau_norm")
+                          else _new_heads(learn, head, method, lr, steps))
         tried, best = [], None
         for v in values:
             w, b = change(v)
@@ -269,13 +299,15 @@ def adjust_after(
         head.weight.copy_(best[2]); head.bias.copy_(best[3])
     return dict(method=method, chosen=best[1], tried=tried, valid_balanced_accuracy=best[0])
 
+# %% ../../nbs/api/training/06_imbalance.ipynb #f88ee7dd
 def _shifts(learn, head, method, tau):
     "(function of tau that gives weights and biases, values to try)"
     w, b = head.weight.detach().clone(), head.bias.detach().clone()
     prior = _all_present(learn, class_counts(learn, sampled=True), method)
     log_prior = torch.tensor(np.log(prior / prior.sum()), dtype=b.dtype, device=b.device)
     length = w.norm(dim=1); scale = lambda t: (length.mean() / length.clamp_min(1e-12))**t
-    change = (lambda t: (w, b - t*log_prior)) if method == "logit_adjustment" else (lambda t: (w * scale(t)[:, None], b * scale(t)))
+    change = (lambda t: (w, b - t*log_prior)) if method == "logit_adjustment" else (lambda t: (
+        w * scale(t)[:, None], b * scale(t)))
     return change, TAUS if tau is None else (float(tau),)
 
 def _new_heads(learn, head, method, lr, steps):
@@ -306,6 +338,7 @@ def fit_head(
         F.cross_entropy(head(x[i]), y[i]).backward(); opt.step(); opt.zero_grad(); fall.step()
     return head.weight.detach(), head.bias.detach()
 
+# %% ../../nbs/api/training/06_imbalance.ipynb #15c279bf
 def smote(
     x, y, # features float32 [N, D], labels int64 [N]
     seed=0, # of the draws
@@ -313,13 +346,15 @@ def smote(
 ): # -> (x, y) with every class as large as the largest, the given items first
     "Fill every class up with points between an item and one of its nearest neighbours in the class (SMOTE; Chawla et al., 2002); a single item is repeated."
     try: from imblearn.over_sampling import SMOTE, RandomOverSampler
-    except ImportError: raise FinetuneError('SMOTE needs imbalanced-learn: pip install "finetune_nb[imbalance]"') from None
+    except ImportError:
+        raise FinetuneError('SMOTE needs imbalanced-learn: pip install "finetune_nb[imbalance]"') from None
     X, Y, n = x.cpu().numpy(), y.cpu().numpy(), np.bincount(y.cpu().numpy())
     near, new, most = np.minimum(k, n - 1), [], int(n.max())
     for j in np.unique(near[(n > 0) & (n < most)]):  # classes with equally many neighbours together
         wanted = {int(c): most for c in np.flatnonzero((near == j) & (n > 0) & (n < most))}
         state = int(rng(seed, "smote", int(j)).integers(2**31))
-        maker = SMOTE(sampling_strategy=wanted, k_neighbors=int(j), random_state=state) if j else RandomOverSampler(sampling_strategy=wanted, random_state=state)
+        maker = SMOTE(sampling_strategy=wanted, k_neighbors=int(j),
+                      random_state=state) if j else RandomOverSampler(sampling_strategy=wanted, random_state=state)
         X2, Y2 = maker.fit_resample(X, Y)
         new.append((X2[len(X):], Y2[len(Y):]))
     X, Y = np.concatenate([X, *(a for a, _ in new)]), np.concatenate([Y, *(b for _, b in new)])

@@ -29,13 +29,15 @@ def pick_device(
     "The device that `device` means here; asking for one that is not there is an error."
     have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto": device = next(d for d in ("cuda", "mps", "cpu") if have[d])
-    if not have.get(device, False): raise ModelError(f"device '{device}' is not available here; use {' or '.join(d for d in have if have[d])}")
+    if not have.get(device, False):
+        raise ModelError(f"device '{device}' is not available here; use {' or '.join(d for d in have if have[d])}")
     return torch.device(device)
 
 # %% ../../nbs/api/training/02_learner.ipynb #a94a95b4
 def pretrained_learner(
     task:Task, # what to learn
-    model=None, # bundled name, timm or hub name, or folder of a model; None for the modality's own (glyph_resnet, docs_lm)
+    # bundled name, timm or hub name, or folder of a model; None for the modality's own (glyph_resnet, docs_lm)
+    model=None,
     weights=None, # safetensors file to use instead of the bundled or hub weights
     pretrained=True, # False starts from random weights
     labels=None, # training labels in `task.target.unit`, such as labels per class; None for all
@@ -52,7 +54,8 @@ def pretrained_learner(
     device = pick_device(device)
     net = to_fast_layout(network_for(task, model, weights, pretrained, size, offline), device)
     dls = task.dataloaders(labels, seed, bs, net.kit_config["input"], device)
-    # train_bn and wd_bn_bias write marks into the optimiser's state, which a torch optimiser takes for its own moments; norms are
+    # train_bn and wd_bn_bias write marks into the optimiser's state, which a torch optimiser takes for its own moments;
+    # norms are
     # governed by the norm policy instead.
     learn = GroupLearner(dls, net, loss_func=task.target.loss(), opt_func=adamw, splitter=splitter(granularity),
                          metrics=learner_metrics(task.target), wd=0.01, train_bn=False, wd_bn_bias=True, cbs=cbs)
@@ -60,6 +63,7 @@ def pretrained_learner(
     learn.is_pretrained = pretrained
     return learn
 
+# %% ../../nbs/api/training/02_learner.ipynb #cbe067ca
 adamw = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
 
 def learner_metrics(target) -> list: # of fastai metrics
@@ -77,4 +81,5 @@ def evaluate(
 ) -> dict: # every metric of the target by name, the primary one first; loss; n
     "Metrics, mean loss and number of items of a split. For classes: accuracy (0..1) and cross-entropy (nats)."
     model, device = learn.model, next(learn.model.parameters()).device
-    with compute_threads(threads_for(model)): return score(model, learn.task.test_dl(split, model.kit_config["input"], device, limit=limit))
+    with compute_threads(threads_for(model)):
+        return score(model, learn.task.test_dl(split, model.kit_config["input"], device, limit=limit))

@@ -18,10 +18,12 @@ from .score import eval_mode
 # %% ../../nbs/api/training/07_regularise.ipynb #92b26e3e
 def set_dropout(
     learn, # a learner of `pretrained_learner`
-    p=.5, # share of the features that is dropped before the classifier while training; 0 for none, a network's own included
+    # share of the features that is dropped before the classifier while training; 0 for none, a network's own included
+    p=.5,
 ): # -> learn
     "Dropout before the classifier of `learn`."
-    if isinstance(p, bool) or not isinstance(p, Real) or not 0 <= p < 1: raise RecipeError(f"dropout must be a number from 0 to below 1, not {p!r}")
+    if isinstance(p, bool) or not isinstance(p, Real) or not 0 <= p < 1:
+        raise RecipeError(f"dropout must be a number from 0 to below 1, not {p!r}")
     model, drops = learn.model, _head_dropouts(learn)
     had = getattr(model, "drop_rate", None), [m.p for m in drops]
     model.drop_rate = float(p)  # `can_cache` looks here too: features that are dropped at random cannot be kept
@@ -29,7 +31,8 @@ def set_dropout(
     if p and not _varies(learn, drops):
         model.drop_rate = had[0] or 0.
         for m, before in zip(drops, had[1]): m.p = before
-        raise ModelError(f"{type(model).__name__} has no dropout before its classifier to set; choose another network, or weight_decay in the recipe")
+        raise ModelError(f"{type(model).__name__} has no dropout before its classifier to set; choose another network, "
+                         "or weight_decay in the recipe")
     return learn
 
 def _head_dropouts(learn):
@@ -54,7 +57,8 @@ class L1(Callback):
         where="all", # "all", or "head" for the classifier alone
         groups=None, # LayerGroups, needed for "head"
     ):
-        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha < float("inf"): raise RecipeError(f"L1: alpha must be a number of at least 0, not {alpha!r}")
+        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha < float("inf"):
+            raise RecipeError(f"L1: alpha must be a number of at least 0, not {alpha!r}")
         if where not in ("all", "head"): raise RecipeError(unknown_name("place for L1", where, ["all", "head"]))
         self.alpha, self.only = float(alpha), {id(p) for p in groups[-1].params} if where == "head" else None
 
@@ -63,9 +67,12 @@ class L1(Callback):
         if not self.alpha: return
         for params, hypers in zip(self.opt.param_lists, self.opt.hypers):
             for p in params:
-                if p.ndim < 2 or not p.requires_grad or p.grad is None or (self.only is not None and id(p) not in self.only): continue
+                if (p.ndim < 2 or not p.requires_grad or p.grad is None
+                    or (self.only is not None and id(p) not in self.only)):
+                    continue
                 p.copy_(nn.functional.softshrink(p, self.alpha * hypers["lr"]))
 
+# %% ../../nbs/api/training/07_regularise.ipynb #045acbb7
 def set_l1(
     learn, # a fastai Learner
     alpha=1e-2, # strength; 0 takes it away

@@ -313,7 +313,8 @@ def _seconds(updates, tokens):
 def _even(updates, tokens):
     "Questions per day from which on fine-tuning is cheaper; None if there are none."
     rag, ft = (_seconds(updates, tokens)[w] for w in ("rag", "ft"))
-    n = break_even(rag["once"] + rag["updating"], rag["question"], other_once=ft["once"] + ft["updating"], other_each=ft["question"])
+    n = break_even(rag["once"] + rag["updating"], rag["question"], other_once=ft["once"] + ft["updating"],
+                   other_each=ft["question"])
     return None if n is None else n/DAYS
 
 # %% ../../nbs/api/widgets/03_figures.ipynb #6076db8e

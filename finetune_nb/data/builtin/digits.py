@@ -28,7 +28,9 @@ def digits():
     rest, test = train_test_split(everything, test_size=450, stratify=y, random_state=0)
     train, valid = train_test_split(rest, test_size=270, stratify=y[rest], random_state=0)
     parts = dict(train=train, valid=valid, test=test)
-    return Task("digits", IMAGES, Classes([str(i) for i in range(10)]), {s: ArrayImages(x[p]) for s, p in parts.items()}, {s: y[p] for s, p in parts.items()},
-                source="UCI Optical Recognition of Handwritten Digits, as shipped with scikit-learn", licence="CC BY 4.0",
+    return Task("digits", IMAGES, Classes([str(i) for i in range(10)]),
+                {s: ArrayImages(x[p]) for s, p in parts.items()}, {s: y[p] for s, p in parts.items()},
+                source="UCI Optical Recognition of Handwritten Digits, as shipped with scikit-learn",
+                licence="CC BY 4.0",
                 shifts={name: (ArrayImages(shifted(x[test], name)), y[test]) for name in SHIFTS},
                 data_hash=content_hash([x.flatten().tolist()[::37], y.tolist(), [p.tolist() for p in parts.values()]]))

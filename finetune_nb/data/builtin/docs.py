@@ -22,10 +22,10 @@ from ..targets.classes import Classes
 from ..task import Task
 
 # %% ../../../nbs/api/data/builtin/03_docs.ipynb #f33af095
-PACKAGES = {"matplotlib": "matplotlib", "networkx": "networkx", "numpy": "numpy", "pandas": "pandas", "scipy": "scipy", "sklearn": "scikit-learn",
-            "sympy": "sympy", "torch": "torch"}
-_SPELLINGS = ("matplotlib", "pyplot", "mpl", "plt", "networkx", "nx", "numpy", "np", "pandas", "pd", "scipy", "sp", "scikit-learn", "scikit learn", "scikits?", "sklearn",
-              "sympy", "pytorch", "torch", "mpmath")
+PACKAGES = {"matplotlib": "matplotlib", "networkx": "networkx", "numpy": "numpy", "pandas": "pandas", "scipy": "scipy",
+            "sklearn": "scikit-learn", "sympy": "sympy", "torch": "torch"}
+_SPELLINGS = ("matplotlib", "pyplot", "mpl", "plt", "networkx", "nx", "numpy", "np", "pandas", "pd", "scipy", "sp",
+              "scikit-learn", "scikit learn", "scikits?", "sklearn", "sympy", "pytorch", "torch", "mpmath")
 _NAMES = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(_SPELLINGS)})(?![A-Za-z])", re.I)
 
 # %% ../../../nbs/api/data/builtin/03_docs.ipynb #58b838eb
@@ -44,7 +44,8 @@ def clean(
     return re.sub(r"\s+", " ", _NAMES.sub("xxpkg", text.replace("`", "").replace("**", ""))).strip()
 
 # %% ../../../nbs/api/data/builtin/03_docs.ipynb #8a026b2d
-_SKIP = re.compile(r"(^|/)(tests?|testing|conftest.*|test_.*|_?vendor(ed)?|extern(als?)?|site-packages|dist-packages|array_api_\w+|idlelib|lib2to3|_numpy|__pycache__)(/|$)")
+_SKIP = re.compile(
+    r"(^|/)(tests?|testing|conftest.*|test_.*|_?vendor(ed)?|extern(als?)?|site-packages|dist-packages|array_api_\w+|idlelib|lib2to3|_numpy|__pycache__)(/|$)")
 
 def package_files(
     root, # folder of a package
@@ -52,8 +53,10 @@ def package_files(
 ): # -> list of (path below the package, Path)
     "The Python files of a package in a fixed, mixed order."
     found = [(p.relative_to(root).as_posix(), p) for p in Path(root).rglob("*.py")]
-    return sorted(((rel, p) for rel, p in found if not _SKIP.search(rel)), key=lambda f: hashlib.sha256(f"{name}/{f[0]}".encode()).digest())
+    return sorted(((rel, p) for rel, p in found if not _SKIP.search(rel)),
+                  key=lambda f: hashlib.sha256(f"{name}/{f[0]}".encode()).digest())
 
+# %% ../../../nbs/api/data/builtin/03_docs.ipynb #428b235e
 def docstrings(
     path, # a Python file
 ): # -> list of docstrings, in the order of the file
@@ -78,6 +81,7 @@ def package_root(name):
     except (ImportError, ValueError): return None
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
+# %% ../../../nbs/api/data/builtin/03_docs.ipynb #53880e7c
 class Fresh:
     "Says of a text whether it is new: less than half of its runs of four words have been seen before."
     def __init__(self): self.seen = set()
@@ -104,6 +108,7 @@ def read_texts(
         if enough and len(out) >= enough: break
     return out
 
+# %% ../../../nbs/api/data/builtin/03_docs.ipynb #252ef77d
 def licence_of(
     name, # of an imported package, or "python"
 ): # -> dict(version, licence)
@@ -138,10 +143,13 @@ def read_corpus(
     names = list(packages or PACKAGES)
     roots = {n: package_root(n) for n in names}
     lacking = [n for n, r in roots.items() if r is None]
-    if lacking: raise TaskError(f"the docs task reads the docstrings of {', '.join(names)}, but {', '.join(lacking)} is not installed. Install it (pip install {' '.join(PACKAGES.get(n, n) for n in lacking)})")
+    if lacking:
+        raise TaskError(f"the docs task reads the docstrings of {', '.join(names)}, but {', '.join(lacking)} is not "
+                        f"installed. Install it (pip install {' '.join(PACKAGES.get(n, n) for n in lacking)})")
     enough = enough or round(1.3*sum(SIZES.values()))
     versions = {n: licence_of(n)["version"] for n in names}
-    file = None if cache is False else Path(cache or Path(settings()["cache"])/"docs")/f"{content_hash([_FORMAT, versions, enough])}.json"
+    file = (None if cache is False
+            else Path(cache or Path(settings()["cache"])/"docs")/f"{content_hash([_FORMAT, versions, enough])}.json")
     if file and file.is_file(): return read_json(file)
     fresh = Fresh()
     found = {n: [list(r) for r in read_texts(roots[n], n, enough, a_module=12, fresh=fresh)] for n in names}
@@ -165,9 +173,11 @@ def split_modules(
             if len(out[split]) >= sizes[split]: break
         # A module may bring more than were wanted; the surplus is used nowhere.
         out[split] = out[split][:sizes[split]]
-        if len(out[split]) < sizes[split] and split != "train": raise TaskError(f"package '{name}' has too few docstrings for the docs task")
+        if len(out[split]) < sizes[split] and split != "train":
+            raise TaskError(f"package '{name}' has too few docstrings for the docs task")
     return out
 
+# %% ../../../nbs/api/data/builtin/03_docs.ipynb #6968de23
 def docs(
     packages=None, # import names; None for `PACKAGES`
     sizes=SIZES, # texts of each package in each split
@@ -177,12 +187,17 @@ def docs(
     parts = {n: split_modules(rows, n, sizes) for n, rows in found.items()}
     classes = sorted(parts)
     # All classes shuffled together, by content: neither order nor class can be read off a position.
-    rows = {s: sorted(((t, y) for y, c in enumerate(classes) for t in parts[c][s]), key=lambda r: content_hash(["order", r[0]])) for s in sizes}
+    rows = {s: sorted(((t, y) for y, c in enumerate(classes) for t in parts[c][s]),
+                      key=lambda r: content_hash(["order", r[0]])) for s in sizes}
     licences = {c: licence_of(c) for c in classes}
-    texts, labels = {s: Texts(t for t, _ in r) for s, r in rows.items()}, {s: [y for _, y in r] for s, r in rows.items()}
-    return Task("docs", TEXTS, Classes(classes), texts, labels, source="docstrings of " + ", ".join(f"{PACKAGES.get(c, c)} {l['version']}" for c, l in licences.items()),
-                    licence="; ".join(f"{c}: {l['licence']}" for c, l in licences.items()), shifts={"typos": (Texts(typos(texts["test"].texts)), labels["test"])})
+    texts, labels = ({s: Texts(t for t, _ in r) for s, r in rows.items()},
+                     {s: [y for _, y in r] for s, r in rows.items()})
+    return Task("docs", TEXTS, Classes(classes), texts, labels, source="docstrings of "
+                    + ", ".join(f"{PACKAGES.get(c, c)} {l['version']}" for c, l in licences.items()),
+                    licence="; ".join(f"{c}: {l['licence']}" for c, l in licences.items()),
+                    shifts={"typos": (Texts(typos(texts["test"].texts)), labels["test"])})
 
+# %% ../../../nbs/api/data/builtin/03_docs.ipynb #08dd2fe4
 def unlabelled_docs(
     packages=None, # import names; None for `PACKAGES`
     sizes=SIZES, # as for `docs`
@@ -194,5 +209,6 @@ def unlabelled_docs(
     kept, fresh = {t for p in parts.values() for s in ("valid", "test") for t in p[s]}, Fresh()
     modules = {m for rows in small.values() for m, t in rows if t in kept}
     for t in sorted(kept): fresh(t)
-    found = {n: [t for m, t in rows if m not in modules and fresh(t)][:most] for n, rows in read_corpus(packages, most + round(1.3*sum(sizes.values()))).items()}
+    found = {n: [t for m, t in rows if m not in modules and fresh(t)][:most]
+             for n, rows in read_corpus(packages, most + round(1.3*sum(sizes.values()))).items()}
     return sorted((t for ts in found.values() for t in ts), key=lambda t: content_hash(["order", t]))

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 # %% ../../../nbs/api/data/builtin/00_glyphs.ipynb #6d1cc049
-_STYLES = {"DejaVuSans": ("", "-Bold", "-Oblique", "-BoldOblique"), "DejaVuSansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
+_STYLES = {"DejaVuSans": ("", "-Bold", "-Oblique", "-BoldOblique"),
+           "DejaVuSansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
            "DejaVuSerif": ("", "-Bold", "-Italic", "-BoldItalic"), "STIXGeneral": ("", "Bol", "Italic", "BolIta")}
 FONTS = tuple(family + style for family, styles in _STYLES.items() for style in styles)
 
@@ -77,6 +78,7 @@ class GlyphBank:
         idx = np.flatnonzero(np.asarray(mask))
         return GlyphBank(self.images[idx], self.labels[idx], [self.fonts[i] for i in idx], self.chars)
 
+# %% ../../../nbs/api/data/builtin/00_glyphs.ipynb #af783116
 def glyph_bank(
     chars, # sequence of characters, the classes
     fonts=FONTS, # font names to draw them in
@@ -109,6 +111,7 @@ def pretraining_chars(
     "Characters to pre-train on: many scripts and symbols, without digits, their look-alikes, twins, Georgian and Armenian."
     return list(_pretraining_chars(digit_limit, twin_limit))
 
+# %% ../../../nbs/api/data/builtin/00_glyphs.ipynb #ca921172
 @lru_cache
 def _pretraining_chars(digit_limit, twin_limit):
     chars = [chr(c) for lo, hi in _BLOCKS for c in range(lo, hi + 1)
@@ -123,18 +126,22 @@ def _pretraining_chars(digit_limit, twin_limit):
         if near[plain.labels[i]] <= digit_limit and (not kept or alike[i, kept].max() <= twin_limit): kept.append(i)
     return tuple(chars[plain.labels[i]] for i in kept)
 
-# Latin to Cyrillic, Hebrew, Arabic, N'Ko, Lao, Canadian syllabics, Ogham, letter-like, arrows and mathematics, technical, geometric
+# %% ../../../nbs/api/data/builtin/00_glyphs.ipynb #fcecb898
+# Latin to Cyrillic, Hebrew, Arabic, N'Ko, Lao, Canadian syllabics, Ogham, letter-like, arrows and mathematics,
+# technical, geometric
 # and miscellaneous symbols, more Latin and Coptic, Tifinagh, Lisu
-_BLOCKS = ((0x21, 0x7e), (0xa1, 0x2af), (0x370, 0x52f), (0x5d0, 0x5ea), (0x621, 0x64a), (0x7ca, 0x7ea), (0xe81, 0xeb0), (0x1400, 0x167f),
-           (0x1680, 0x169c), (0x2100, 0x214f), (0x2190, 0x22ff), (0x2300, 0x23ff), (0x25a0, 0x27bf), (0x2c60, 0x2c7f), (0x2c80, 0x2cff),
-           (0x2d30, 0x2d67), (0xa4d0, 0xa4f7), (0xa720, 0xa7ff))
+_BLOCKS = ((0x21, 0x7e), (0xa1, 0x2af), (0x370, 0x52f), (0x5d0, 0x5ea), (0x621, 0x64a), (0x7ca, 0x7ea), (0xe81, 0xeb0),
+           (0x1400, 0x167f), (0x1680, 0x169c), (0x2100, 0x214f), (0x2190, 0x22ff), (0x2300, 0x23ff), (0x25a0, 0x27bf),
+           (0x2c60, 0x2c7f), (0x2c80, 0x2cff), (0x2d30, 0x2d67), (0xa4d0, 0xa4f7), (0xa720, 0xa7ff))
 
-_DIGIT_SHAPES = set("$§◯⚪◌∖")  # an S with a bar, double S, rings, a slanted bar: the pixels differ from 5, 8, 0 and 1, the shapes hardly
+# an S with a bar, double S, rings, a slanted bar: the pixels differ from 5, 8, 0 and 1, the shapes hardly
+_DIGIT_SHAPES = set("$§◯⚪◌∖")
 
 def _plain(char):
     "A letter or symbol that is no digit, no accent over another letter and no character of the held-out scripts."
     name = unicodedata.name(char, "")
-    return (unicodedata.category(char) in ("Lu", "Ll", "Lo", "Sm", "So", "Sc", "Po") and unicodedata.normalize("NFKD", char) == char
+    return (unicodedata.category(char) in ("Lu", "Ll", "Lo", "Sm", "So", "Sc", "Po")
+            and unicodedata.normalize("NFKD", char) == char
             and not any(w in name for w in ("DIGIT", "NUMBER", "GEORGIAN", "ARMENIAN")))
 
 # %% ../../../nbs/api/data/builtin/00_glyphs.ipynb #5e278241
@@ -165,7 +172,8 @@ def distort(
     angle, shear = u(lo=-.35, hi=.35) * strength, u(lo=-.35, hi=.35) * strength
     sx, sy = [torch.exp(u(lo=-.25, hi=.3) * strength) for _ in "xy"]
     cos, sin = torch.cos(angle), torch.sin(angle)
-    lin = torch.stack([torch.stack([cos*sx, (shear*cos - sin)*sy], -1), torch.stack([sin*sx, (shear*sin + cos)*sy], -1)], 1)
+    lin = torch.stack(
+        [torch.stack([cos*sx, (shear*cos - sin)*sy], -1), torch.stack([sin*sx, (shear*sin + cos)*sy], -1)], 1)
     theta = torch.cat([lin, (u(2, 1) - .5) * .3 * strength], -1)
     grid = F.affine_grid(theta, (B, 1, size, size), align_corners=False)
     warp = F.interpolate(n(2, 4, 4), (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
@@ -182,9 +190,11 @@ def distort(
     ramp = torch.linspace(-1, 1, size)
     slope = n(1, 1, 1) * ramp[None, None, None, :] + n(1, 1, 1) * ramp[None, None, :, None]
     cells = F.interpolate(n(1, 8, 8), (size, size), mode="bilinear", align_corners=True)
-    wave = torch.sin((ramp[None, None, None, :] * u(1, 1, 1, lo=-1) + ramp[None, None, :, None] * u(1, 1, 1, lo=-1)) * u(1, 1, 1, lo=3, hi=30))
+    wave = torch.sin((ramp[None, None, None, :] * u(1, 1, 1, lo=-1) + ramp[None, None, :, None] * u(1, 1, 1, lo=-1))
+                     * u(1, 1, 1, lo=3, hi=30))
     kind = u(1, 1, 1)
-    ground = torch.where(kind < .4, torch.zeros_like(x), torch.where(kind < .6, slope * .5, torch.where(kind < .8, cells * .6, wave)))
+    ground = torch.where(kind < .4, torch.zeros_like(x),
+                         torch.where(kind < .6, slope * .5, torch.where(kind < .8, cells * .6, wave)))
     ground = (ground * u(1, 1, 1, hi=.2) + u(1, 1, 1, hi=.25) * (kind >= .2)).clamp(0, .5)
     ink = u(1, 1, 1, lo=.65, hi=1.)
     x = ground + x * (ink - ground)

@@ -27,7 +27,8 @@ def script_chars(
 ): # -> list of characters
     "The letters of the task, without twins."
     chars = [chr(c) for lo, hi in _RANGES for c in range(lo, hi + 1)]
-    alike = torch.stack([likeness(b, b) for b in (glyph_bank(chars, [f]).images for f in ("DejaVuSans", "DejaVuSerif"))]).amin(0)
+    alike = torch.stack(
+        [likeness(b, b) for b in (glyph_bank(chars, [f]).images for f in ("DejaVuSans", "DejaVuSerif"))]).amin(0)
     kept = []
     for i in range(len(chars)):
         if not kept or alike[i, kept].max() <= twin_limit: kept.append(i)
@@ -49,5 +50,6 @@ def scripts():
         x = torch.cat([distort(bank.images[p], g, strength=1.25, low_res=.3) for p in picks.split(256)])
         images[split], labels[split] = ArrayImages((x * 255).round().to(torch.uint8)), bank.labels[picks]
     names = [f"{c} U+{ord(c):04X}" for c in chars]
-    return Task("scripts", IMAGES, Classes(names), images, labels, source="rendered from the DejaVu fonts that matplotlib ships", licence="Apache-2.0",
+    return Task("scripts", IMAGES, Classes(names), images, labels,
+                source="rendered from the DejaVu fonts that matplotlib ships", licence="Apache-2.0",
                 data_hash=content_hash([chars, PER_CLASS, [int(images[s].array.long().sum()) for s in images]]))

@@ -36,6 +36,7 @@ class Texts:
         if key not in self._encoded: self._encoded[key] = encode(self.texts, input)
         return self._encoded[key]
 
+# %% ../../../nbs/api/data/modalities/02_text.ipynb #d0646232
 def encode(
     texts, # list of str
     input, # as for `Texts.fit`
@@ -129,6 +130,7 @@ def keys(self:TextModality, holders) -> list: # of str; None for a text without 
     plain = ("".join(c if c.isalnum() else " " for c in t.lower()).split() for t in all_texts(holders))
     return [" ".join(words) or None for words in plain]
 
+# %% ../../../nbs/api/data/modalities/02_text.ipynb #f286625d
 @patch
 def signatures(self:TextModality, holders):
     "TF-IDF of letters."
@@ -145,6 +147,7 @@ def oddities(self:TextModality, holders) -> dict: # name -> (values [N], floor o
     "Logarithm of the number of words."
     return {"odd length": (np.log1p([len(t.split()) for t in all_texts(holders)]), .1)}
 
+# %% ../../../nbs/api/data/modalities/02_text.ipynb #d331e877
 @patch
 def gallery(self:TextModality, task, found, n): # DataFrame
     "The texts beside the findings, cut after 160 letters."

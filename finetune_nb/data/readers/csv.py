@@ -22,6 +22,7 @@ def csv_task(
     path = Path(path).expanduser()
     try: frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError: raise TaskError(f"no such file: {path}") from None
-    except (OSError, ValueError) as e: raise TaskError(f"{path} cannot be read as csv: {' '.join(str(e).split())}") from None
+    except (OSError, ValueError) as e:
+        raise TaskError(f"{path} cannot be read as csv: {' '.join(str(e).split())}") from None
     columns = {c: frame[c].str.strip().tolist() for c in frame}
     return table_task(Table(columns, str(path), path.stem, path.name, path.parent, lambda i: f"line {i + 2}"), **how)

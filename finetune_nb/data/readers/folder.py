@@ -24,7 +24,8 @@ def _folders(path):
 
 def _classes(path):
     "class name -> sorted image files of one split's folder; an empty class is an error."
-    found = {d.name: sorted(p for p in d.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()) for d in _folders(path)}
+    found = {d.name: sorted(p for p in d.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+             for d in _folders(path)}
     empty = [name for name, files in found.items() if not files]
     if empty:
         raise TaskError(f"{path}: no image in class folder{'s' if len(empty) > 1 else ''} {', '.join(empty)}. "
@@ -42,7 +43,8 @@ def _split_folders(path):
 def _find(path):
     "(names of the classes, list of (split or 'all', class number, file))"
     own = _split_folders(path)
-    if own and "train" not in own: raise TaskError(f"{path} has a folder '{own.popitem()[1].name}' but none named 'train'")
+    if own and "train" not in own:
+        raise TaskError(f"{path} has a folder '{own.popitem()[1].name}' but none named 'train'")
     found = {s: _classes(p) for s, p in own.items()} if own else {"all": _classes(path)}
     names = list(found["train" if own else "all"])
     for split, c in found.items():
@@ -53,7 +55,9 @@ def _find(path):
 
 def _read_all(path, files, size, skip_bad, quiet):
     "(holder of all images, split -> rows of (class, position, sha256), number of files left out)"
-    def name(): return [[str(f.relative_to(path)), (s := f.stat()).st_size, s.st_mtime_ns] for *_, f in files], str(path.resolve())
+    def name():
+        return ([[str(f.relative_to(path)), (s := f.stat()).st_size, s.st_mtime_ns] for *_, f in files],
+                str(path.resolve()))
     holder, keys = read_pictures(len(files), lambda i: files[i][2], size, name=name, quiet=quiet)
     good = refuse_bad(keys, lambda i: files[i][2].relative_to(path), path, skip_bad)
     rows = {s: [] for s, *_ in files}
@@ -74,9 +78,8 @@ def image_folder(
     target, (holder, rows, left_out) = Classes(names), _read_all(path, files, size, skip_bad, quiet)
     splits, how = complete_splits(rows, target)
     check_splits(splits, target, path, "no image", f"it needs more photos ({how})")
-    return Task(path.resolve().name, IMAGES, target,
-                {s: pick(holder, [i for _, i, _ in rows]) for s, rows in splits.items()},
-                {s: [y for y, *_ in rows] for s, rows in splits.items()},
-                source=f"image folder {path.name}; {how}" + (f"; {left_out} unreadable files left out" if left_out else ""),
-                licence="the owner's", augment=True,
-                data_hash=content_hash([names, size, [[s, y, key] for s, rows in splits.items() for y, _, key in rows]]))
+    return Task(
+        path.resolve().name, IMAGES, target, {s: pick(holder, [i for _, i, _ in rows]) for s, rows in splits.items()},
+        {s: [y for y, *_ in rows] for s, rows in splits.items()}, source=f"image folder {path.name}; {how}"
+        + (f"; {left_out} unreadable files left out" if left_out else ""), licence="the owner's", augment=True,
+        data_hash=content_hash([names, size, [[s, y, key] for s, rows in splits.items() for y, _, key in rows]]))

@@ -13,7 +13,8 @@ from ...core.files import content_hash
 
 # %% ../../../nbs/api/data/readers/00_formats.ipynb #0122482c
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-SPLIT_NAMES = {"train": ("train", "training"), "valid": ("valid", "val", "validation", "dev"), "test": ("test", "testing")}
+SPLIT_NAMES = {"train": ("train", "training"), "valid": ("valid", "val", "validation", "dev"),
+               "test": ("test", "testing")}
 
 def split_named(
     given, # as a folder or a column has it
@@ -38,6 +39,7 @@ def cut(
         out += mine[:n]; kept += mine[n:]
     return kept, out
 
+# %% ../../../nbs/api/data/readers/00_formats.ipynb #e3545134
 def complete_splits(
     splits, # name -> rows as for `cut`; "all" if nothing is split yet
     target, # of the task

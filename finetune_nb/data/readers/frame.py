@@ -41,7 +41,8 @@ class Table:
     def find(self, kind, given=None):
         "The column that holds the items or the labels; None if there is none."
         if given is not None and given not in self.columns:
-            raise TaskError(f"{self.where} has no column '{given}'; it has {', '.join(map(str, self.columns)) or 'none'}. "
+            raise TaskError(f"{self.where} has no column '{given}'; it has "
+                            f"{', '.join(map(str, self.columns)) or 'none'}. "
                             f"Say which one holds the {kind} ({kind}=...)")
         return given if given is not None else next((c for c in NAMES[kind] if c in self.columns), None)
 
@@ -81,9 +82,11 @@ def _classes(table, column, values):
     if len(names) < 2:
         raise TaskError(f"{where} {'only the class ' + names[0] if names else 'no class'}; two at least are needed")
     if len(names) > max(50, len(values)//4):
-        raise TaskError(f"{where} {len(names)} different values in {len(values)} rows; is it the column of the classes?")
+        raise TaskError(
+            f"{where} {len(names)} different values in {len(values)} rows; is it the column of the classes?")
     return look_up("target", "classes", TARGETS)(names), [str(v).strip() for v in values]
 
+# %% ../../../nbs/api/data/readers/04_frame.ipynb #97f68a5f
 def _multilabel(table, column, values):
     names = (table.vocab or {}).get(column) or sorted({p for v in values for p in _parts(v)})
     if not names: raise TaskError(f"{table.where}: column '{column}' has no label")
@@ -124,7 +127,8 @@ def _place(table, rows, keys, word):
         s, key = (named[i] if own else "all"), keys[i]
         if s is None: raise TaskError(f"{table.where}: {table.row(i)} has split ''; use train, valid or test")
         if seen.get(key, s) != s:
-            raise TaskError(f"{table.where}: the {word} of {table.row(i)} is in both '{seen[key]}' and '{s}', so the test "
+            raise TaskError(f"{table.where}: the {word} of {table.row(i)} is in both '{seen[key]}' and "
+                            f"'{s}', so the test "
                             "would be known beforehand. Keep it in one split")
         if key in seen: double += 1; continue
         seen[key] = s
@@ -155,6 +159,7 @@ def _images(table, column, good, size, skip_bad, quiet):
     kept = refuse_bad(keys, called, table.where, skip_bad)
     return holder, {good[j]: keys[j] for j in kept}, {good[j]: j for j in kept}
 
+# %% ../../../nbs/api/data/readers/04_frame.ipynb #ad503965
 def _images_name(table, get, good):
     "Plain data that names the images of a table: files by size and time, what is in memory by content."
     if table.stamp is not None: return [table.stamp, good]
@@ -201,11 +206,13 @@ def table_task(
         return Task(table.name, kind, made, held, targets, **about)
     return _image_task(table.name, made, holder, at, splits, targets, size or 128, about)
 
+# %% ../../../nbs/api/data/readers/04_frame.ipynb #b0f9d8f1
 def _image_task(name, target, holder, at, splits, targets, size, about):
     y = {s: target.encode(v) for s, v in targets.items()}
     return Task(name, IMAGES, target, {s: pick(holder, [at[i] for _, i, _ in r]) for s, r in splits.items()}, y,
                 augment=target.name != "number", **about,
-                data_hash=content_hash([target.key(), size, {s: [y[s].tolist(), [k for *_, k in r]] for s, r in splits.items()}]))
+                data_hash=content_hash([target.key(), size,
+                                        {s: [y[s].tolist(), [k for *_, k in r]] for s, r in splits.items()}]))
 
 # %% ../../../nbs/api/data/readers/04_frame.ipynb #8bfafd66
 def frame_task(
@@ -217,8 +224,10 @@ def frame_task(
 ) -> Task:
     "A task from a data frame."
     frame = frame.reset_index(drop=True)
-    return table_task(Table({c: frame[c].tolist() for c in frame}, "the data frame", name, "data frame", Path(folder)), **how)
+    return table_task(Table({c: frame[c].tolist() for c in frame}, "the data frame", name, "data frame", Path(folder)),
+                      **how)
 
+# %% ../../../nbs/api/data/readers/04_frame.ipynb #779cde92
 def parquet_task(
     path, # a parquet file
     **how, # as for `table_task`
@@ -229,5 +238,7 @@ def parquet_task(
     try: frame = pd.read_parquet(path)
     except FileNotFoundError: raise TaskError(f"no such file: {path}") from None
     except ImportError: raise TaskError('parquet files need pyarrow: pip install "finetune_nb[tables]"') from None
-    except (OSError, ValueError) as e: raise TaskError(f"{path} cannot be read as parquet: {' '.join(str(e).split())}") from None
-    return table_task(Table({c: frame[c].tolist() for c in frame}, str(path), path.stem, path.name, path.parent, stamp=[str(path), *stamp(path)]), **how)
+    except (OSError, ValueError) as e:
+        raise TaskError(f"{path} cannot be read as parquet: {' '.join(str(e).split())}") from None
+    return table_task(Table({c: frame[c].tolist() for c in frame}, str(path), path.stem, path.name, path.parent,
+                            stamp=[str(path), *stamp(path)]), **how)

@@ -68,9 +68,11 @@ def hub_task(
     if None not in parts: columns["split"] = [s for s, d in parts.items() for _ in range(len(d))]
     name = name or first.info.dataset_name or first.info.builder_name or "dataset"
     source = f"data set {name}" + (f", without its {', '.join(extra)}" if extra else "")
-    table = Table(columns, where, name, source, vocab=_vocab(first.features), stamp=[d._fingerprint for d in parts.values()])
+    table = Table(columns, where, name, source, vocab=_vocab(first.features),
+                  stamp=[d._fingerprint for d in parts.values()])
     return table_task(table, **how)
 
+# %% ../../../nbs/api/data/readers/05_hub.ipynb #bfe635c3
 class _Lazy:
     "A column that is made when it is used: most columns of a data set are not."
     def __init__(self, *made_of): self.made_of, self.made = made_of, None
@@ -86,4 +88,5 @@ def _from_folder(folder):
     except ImportError:
         raise TaskError('a saved data set needs the package datasets: pip install "finetune_nb[datasets]"') from None
     try: return load_from_disk(str(Path(folder).expanduser()))
-    except Exception as e: raise TaskError(f"{folder} cannot be read as a saved data set: {' '.join(str(e).split())}") from None
+    except Exception as e:
+        raise TaskError(f"{folder} cannot be read as a saved data set: {' '.join(str(e).split())}") from None

@@ -30,18 +30,23 @@ def _halves(dls):
     "Training and validation items."
     both = [getattr(dl, "dataset", None) for dl in list(dls.loaders)[:2]]
     if len(both) < 2 or not all(isinstance(d, Datasets) and len(d) and d.n_inp == 1 and len(d.tls) == 2 for d in both):
-        raise TaskError("the items of these loaders cannot be read: a task needs a training and a validation set made by a "
+        raise TaskError("the items of these loaders cannot be read: a task needs a training and a validation "
+                        "set made by a "
                         "DataBlock, with one input and one target")
     return both
 
 def _target(dls, y):
     "The target that fits the labels of a data block; `y` is the first."
-    if isinstance(y, TensorMultiCategory): return look_up("target", "multilabel", TARGETS)([str(v) for v in _names(dls)])
+    if isinstance(y, TensorMultiCategory):
+        return look_up("target", "multilabel", TARGETS)([str(v) for v in _names(dls)])
     if isinstance(y, TensorCategory): return look_up("target", "classes", TARGETS)([str(v) for v in _names(dls)])
-    if torch.as_tensor(y).numel() == 1 and torch.as_tensor(y).is_floating_point(): return look_up("target", "number", TARGETS)()
-    raise TaskError(f"labels of the kind {type(y).__name__} make no task; it takes classes, several labels, or one number")
+    if torch.as_tensor(y).numel() == 1 and torch.as_tensor(y).is_floating_point():
+        return look_up("target", "number", TARGETS)()
+    raise TaskError(
+        f"labels of the kind {type(y).__name__} make no task; it takes classes, several labels, or one number")
 
-def _names(dls): return dls.vocab[-1] if isinstance(dls.vocab, (list, tuple)) and not isinstance(dls.vocab[0], str) else dls.vocab
+def _names(dls):
+    return dls.vocab[-1] if isinstance(dls.vocab, (list, tuple)) and not isinstance(dls.vocab[0], str) else dls.vocab
 
 def _size(dls):
     "The side that the loaders bring images to."
@@ -79,6 +84,7 @@ def loaders_task(
 
 def _plain(y): return np.asarray(y).item()
 
+# %% ../../../nbs/api/data/readers/06_loaders.ipynb #488b4837
 def _pictures(halves, size, skip_bad, quiet):
     at = [(d, i) for d in halves for i in range(len(d))]
     def get(j): return at[j][0].tls[0][at[j][1]]
@@ -91,9 +97,11 @@ def _pictures(halves, size, skip_bad, quiet):
 def _split_task(name, kind, target, holder, splits, size):
     splits["train"], splits["test"] = cut(splits["train"], .15, "test", target)
     target = fitted_target(target, splits)
-    check_splits(splits, target, name, f"no {kind.word}", "the loaders need more items (test split cut from train, 15 %)")
+    check_splits(splits, target, name, f"no {kind.word}",
+                 "the loaders need more items (test split cut from train, 15 %)")
     y = {s: target.encode([v for v, *_ in r]) for s, r in splits.items()}
     hashed = {s: [y[s].tolist(), [k for *_, k in r]] for s, r in splits.items()}
-    return Task(name, kind, target, {s: pick(holder, [i for _, i, _ in r]) for s, r in splits.items()}, y,
-                source="fastai loaders; their own train and valid, test split cut from train (15 %)", licence="the owner's",
-                augment=kind is IMAGES and target.name != "number", data_hash=content_hash([target.key(), size, hashed]))
+    return Task(name, kind, target, {s: pick(holder, [i for _, i, _ in r]) for s, r in splits.items()},
+                y, source="fastai loaders; their own train and valid, test split cut from train (15 %)",
+                licence="the owner's", augment=kind is IMAGES and target.name != "number",
+                data_hash=content_hash([target.key(), size, hashed]))

@@ -31,6 +31,7 @@ def _decoded(n, get, size, quiet, block=256):
             while now := list(islice(numbers, block)): yield from pool.map(read, now)
     yield from progress(parts(), n, what="reading photos", quiet=quiet or n < 2000)
 
+# %% ../../../nbs/api/data/readers/03_pictures.ipynb #e41bb84b
 def _in_memory(n, get, size, quiet):
     array, keys = torch.zeros((n, 3, size, size), dtype=torch.uint8), []
     for i, got in enumerate(_decoded(n, get, size, quiet)): keys.append(_take(array[i].numpy(), got))
@@ -68,6 +69,7 @@ def read_pictures(
     if n*3*size*size <= room()/2: return _in_memory(n, get, size, quiet)
     return _in_file(n, get, size, quiet, content_hash([name(), size], 32))
 
+# %% ../../../nbs/api/data/readers/03_pictures.ipynb #2b6cb9ea
 def refuse_bad(
     keys, # of `read_pictures`
     called, # function of a position: what to call it

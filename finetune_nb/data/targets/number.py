@@ -46,6 +46,7 @@ class StandardisedLoss(nn.Module):
     def activation(self, output): return self.target.activation(output)
     def decodes(self, output): return output.squeeze(-1)
 
+# %% ../../../nbs/api/data/targets/03_number.ipynb #dc8217c2
 @dataclass
 class Number(Target):
     "One number of each item."
