@@ -209,10 +209,10 @@ def test_no_solution_and_no_hidden_test_is_published(tmp_path):
 
 
 def test_a_part_of_the_site_is_built(tmp_path):
-    pages, links, said = docs.build(tmp_path/"site", ("index", "api/30_groups", "tutorials/01*"))
+    pages, links, said = docs.build(tmp_path/"site", ("index", "api/layers/03_groups", "tutorials/01*"))
     assert pages >= 4 and links > 100
     assert not [s for s in said if "leads nowhere" not in s], said  # the pages that were left out
-    page = (tmp_path/"site"/"api"/"30_groups.html").read_text(encoding="utf-8")
+    page = (tmp_path/"site"/"api"/"layers"/"03_groups.html").read_text(encoding="utf-8")
     assert 'id="layer_groups"' in page and 'class="data parameters"' in page and "__palette" in page
     assert [p.name for p in tmp_path.iterdir()] == ["site"], "nothing is left behind"
 
@@ -288,7 +288,7 @@ def test_search_and_dark_mode(site, browser, how):
         page.locator(".md-search__input").click()
         page.locator(".md-search__input").type("layer_groups")
         page.locator(".md-search-result__link").first.wait_for(timeout=20_000)
-        assert "30_groups.html" in page.locator(".md-search-result__link").first.get_attribute("href")
+        assert "03_groups.html" in page.locator(".md-search-result__link").first.get_attribute("href")
         page.keyboard.press("Escape")
         seen = set()
         for _ in range(3):

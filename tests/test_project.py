@@ -132,7 +132,7 @@ def test_from_the_command_line(tmp_path):
     (("--kind", "image", "--data", "lamps"), "12 documents; a project of kind image needs a folder with one folder of pictures per class. --kind rag would fit"),
     (("--kind", "text", "--data", "lamps"), "--kind rag would fit"),
     (("--kind", "rag", "--data", "none"), "no such file or folder"),
-    (("--kind", "sound", "--data", "lamps"), "invalid choice: 'sound'"),
+    (("--kind", "sound", "--data", "lamps"), "unknown value 'sound'"),
     (("--kind", "rag", "--data", "lamps", "--profile", "slow"), "smoke | fast | full"),
     (("--kind", "rag", "--data", "lamps", "--label", "x"), "--label is for projects of kind text"),
     (("--data", "lamps"), "--kind"),

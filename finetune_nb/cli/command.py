@@ -118,5 +118,5 @@ def command_parser(
             places[group] = made.add_subparsers(dest="step", required=True, metavar="STEP", parser_class=Parser)
         sub = places[group].add_parser(last, help=c.help, description=c.help)
         for names, options in c.arguments: sub.add_argument(*names, **options)
-        sub.set_defaults(run=c)
+        sub.set_defaults(do=c)
     return p

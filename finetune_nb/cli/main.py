@@ -202,7 +202,7 @@ def main(
     try:
         with heed_interrupts():
             args = command_parser(COMMANDS, GROUPS).parse_args(argv)
-            result = args.run(args)
+            result = args.do(args)
             if result is not None: print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
         return 0
     except FinetuneError as e:
