@@ -49,7 +49,7 @@ FEW = (
           "Dodge et al.: best of many seeds against the mean, several points on small text sets",
           "A seed draws labels, batches and the new classifier together. Few seeds tell little about a spread.",
           _LABELS, (Contrast("spread over seeds, 1 label per class against 30", values=lambda r: apart(
-              "full, labels 1", f"full, labels {30 if 'full, labels 30' in r.points else 3}")(r)),)),
+              "full, labels 1", f"full, labels {30 if 'full, labels 30' in r.arms else 3}")(r)),)),
     Claim("out_of_distribution", "dangers", "Fine-tuning everything gains on test images like the training ones and "
                                             "loses on changed ones, against a linear probe.", "Kumar et al. (2022)",
           "Kumar et al.: over ten pairs of sets +2 points in and -7 out of distribution",
