@@ -50,7 +50,7 @@ def run_claims(
 def findings_table(
     found, # list of Finding
 ):
-    "One row a claim: verdict, seeds, and the measured differences with intervals."
+    "One row per claim: verdict, seeds, and the measured differences with intervals."
     import pandas as pd
     return pd.DataFrame([dict(claim=f.claim.name, statement=f.claim.statement, verdict=f.verdict,
                               n=f.n, measured=f.sentence().split(": ", 1)[1], seconds=round(f.seconds))

@@ -187,7 +187,7 @@ class Items:
         *,
         input, # dict: what the network wants, `net.kit_config["input"]`
         device="cpu",
-        labels=None, # labelled items a class in each part; None for all
+        labels=None, # labelled items per class in each part; None for all
         seed=0, # which ones
         limit=0, # of each part only so many of a fixed shuffle; 0 for all
     ):

@@ -43,11 +43,11 @@ FIELDS = dict(
     strength=None,  # what it counts depends on the method; None for its default
     recipe="full",  # that trains every part: a name, YAML file or dict of fields
     weight_decay=0.,  # in the place of the recipe's; None for the recipe's own
-    labels=None,  # labelled training items a class in each part; None for all
+    labels=None,  # labelled training items per class in each part; None for all
     steps=30,  # updates a part
     bs=32,
     norm=None,  # norm layers of the whole network: "frozen", "stats_only" or "train"; None for the recipe's policy
-    eval_limit=0,  # test items a part that are looked at; 0 for all
+    eval_limit=0,  # test items per part that are looked at; 0 for all
 )
 
 # %% ../../nbs/api/continual/03_sequence.ipynb #f61d632b
@@ -94,7 +94,7 @@ def run_course(
     c, # filled configuration
     scenario, # a Scenario
     *,
-    labels=None, # labelled training items a class in each part; None for all
+    labels=None, # labelled training items per class in each part; None for all
     pretrained=True, # False for random weights
     offline="auto",
 ) -> tuple: # (Course, test Items)

@@ -40,7 +40,7 @@ def blocks_of(
     task, # a Task
     blocks, # how many
     *,
-    labels=None, # labelled items a class in all blocks together; None for all
+    labels=None, # labelled items per class in all blocks together; None for all
     seed=0, # which items, and which of them come first
     drift=None, # name of a shift that grows; None for a world that stays as it is
     drift_share=1., # share of the items that are changed in the last block
@@ -71,7 +71,7 @@ STREAM_FIELDS = dict(
     weight_decay=0.,  # in the place of the recipe's; None for the recipe's own
     drift=None,  # name of a shift that grows; None for none
     drift_share=1.,  # share of the items changed in the last block
-    labels=None,  # labelled training items a class in all blocks together; None for all
+    labels=None,  # labelled training items per class in all blocks together; None for all
     steps=20,  # updates a block
     bs=32,
     norm=None,  # norm layers of the whole network: "frozen", "stats_only" or "train"; None for the recipe's policy

@@ -31,28 +31,28 @@ def chance(
 class Neighbours:
     "The mean label of the nearest training items."
     about = "nearest neighbours"
-    dials = (1, 5, 15)  # neighbours
-    def answers(self, x, y, asked): # [N, D], [N, n_outputs], [M, D] -> one array [M, n_outputs] for each dial
+    settings = (1, 5, 15)  # neighbours
+    def answers(self, x, y, asked): # [N, D], [N, n_outputs], [M, D] -> one array [M, n_outputs] for each setting
         from sklearn.neighbors import NearestNeighbors
-        found = NearestNeighbors(n_neighbors=min(max(self.dials), len(x))).fit(x)
+        found = NearestNeighbors(n_neighbors=min(max(self.settings), len(x))).fit(x)
         order = found.kneighbors(asked, return_distance=False)
-        return [y[order[:, :k]].mean(1) for k in self.dials]
+        return [y[order[:, :k]].mean(1) for k in self.settings]
 
 # %% ../../nbs/api/data/08_baseline.ipynb #95795b3e
 @dataclass
 class Linear:
     "Ridge regression."
     about = "ridge regression"
-    dials = (.1, 1., 10.)  # penalty
+    settings = (.1, 1., 10.)  # penalty
     def answers(self, x, y, asked): # as for Neighbours
         from sklearn.linear_model import Ridge
-        return [Ridge(a, solver="lsqr").fit(x, y).predict(asked).reshape(asked.shape[0], -1) for a in self.dials]
+        return [Ridge(a, solver="lsqr").fit(x, y).predict(asked).reshape(asked.shape[0], -1) for a in self.settings]
 
 @patch
 def baseline(
     self:Target,
     task, # a Task of this target
-): # with answers(x, y, asked), `dials` and `about`
+): # with answers(x, y, asked), `settings` and `about`
     "The method for the plain features of the task's items: neighbours if they are dense, a linear one if they are counts."
     one, = task.modality.plain_features([pick(task.items["valid"], [0])])
     return Linear() if hasattr(one, "tocsr") else Neighbours()

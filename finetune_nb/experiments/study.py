@@ -13,9 +13,9 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core.errors import FinetuneError, unknown_name
-from ..core.files import read_yaml, write_text
+from ..core.files import plain, read_yaml, write_text
 from ..core.settings import PROFILES
-from .run_kinds import KINDS, plain
+from .run_kinds import KINDS
 
 # %% ../../nbs/api/experiments/04_study.ipynb #a84af848
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from urllib.parse import quote
 import numpy as np
 
 from ..core.errors import FileError, FinetuneError, TaskError, unknown_name
-from ..core.files import load_tensors, save_tensors, sha256
-from .run_kinds import Prepared, plain
+from ..core.files import load_tensors, plain, save_tensors, sha256
+from .run_kinds import Prepared
 from .run_store import WEIGHTS, Job, Outcome, Where, code_hash, model_id, save_rows, versions
 
 # %% ../../nbs/api/experiments/02_train.ipynb #78596873

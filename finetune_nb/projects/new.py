@@ -13,7 +13,8 @@ import finetune_nb
 from ..core.errors import FileError, FinetuneError, TaskError, unknown_name
 from ..core.files import atomic_folder, read_json, write_json, write_text
 from ..core.settings import default_ini, settings
-from .prepare import PICTURES, SPLIT_OF, class_files, fits, look_at, texts_from
+from ..data.readers.formats import IMAGE_SUFFIXES, split_named
+from .prepare import class_files, fits, look_at, texts_from
 
 # %% ../../nbs/api/projects/01_new.ipynb #6e56cb16
 KINDS = {"image": "a folder with one folder of pictures per class",
@@ -111,7 +112,7 @@ def _about(task, labels):
 def _check_images(path, questions, text, label):
     from finetune_nb.data.registry import load_task
     by_class = {}
-    for classes in class_files(path, PICTURES).values():
+    for classes in class_files(path, IMAGE_SUFFIXES).values():
         for c, files in classes.items(): by_class[c] = by_class.get(c, 0) + len(files)
     if by_class: _enough(by_class, path, "pictures")
     try: task = load_task(path)
@@ -139,7 +140,7 @@ def _check_texts(path, questions, text, label):
 # %% ../../nbs/api/projects/01_new.ipynb #810f4752
 def _smaller_valid(table, how, most=1000):
     "A large validation part, which every run asks many times, gives texts back to training; the test part stays as it is."
-    valid = table.split.str.strip().str.lower().map(lambda s: SPLIT_OF.get(s) == "valid") if "split" in table else None
+    valid = table.split.map(lambda s: split_named(s) == "valid") if "split" in table else None
     if valid is None or valid.sum() <= most: return table, how
     number = table[valid].groupby("label").cumcount().reindex(table.index, fill_value=0)
     extra = valid & (number >= max(2, most//table.label.nunique()))

@@ -13,7 +13,7 @@ from numbers import Real
 from fastcore.basics import patch
 
 from ..core.errors import RecipeError, unknown_name
-from ..core.files import read_yaml, write_text
+from ..core.files import plain, read_yaml, write_text
 from ..layers.freeze import DROPOUT_POLICIES, NORM_POLICIES, PARTS
 from ..layers.rates import RULES
 from ..training.schedules import SCHEDULES
@@ -75,7 +75,7 @@ def with_lr(self:Recipe, lr) -> Recipe: # the same recipe at the peak rate `lr`
 @patch
 def to_dict(self:Recipe) -> dict: # every field, plain types only
     "What is written to YAML and hashed into a run's name."
-    return _plain(asdict(self))
+    return plain(asdict(self))
 
 @patch(cls_method=True)
 def from_dict(
@@ -128,11 +128,6 @@ def table(self:Recipe) -> "DataFrame": # one row for each field
     return pd.DataFrame(rows, columns=["field", "value"]).set_index("field")
 
 # %% ../../nbs/api/recipes/00_recipe.ipynb #7e5c773e
-def _plain(x):
-    if isinstance(x, dict): return {k: _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
-    return x
-
 def _float(x):
     # YAML reads 3e-4 as text, for want of a dot.
     try: return float(x) if not isinstance(x, bool) else x
@@ -221,7 +216,7 @@ def _check_extra(r, put, k):
         if f != "merge": _number(r, f"{k}: {f}", x, open_=f in ("r", "checks", "patience", "lora_alpha"))
 
 _DEFAULTS = Recipe("x").to_dict()
-_PHASE = _plain(asdict(Phase()))
+_PHASE = plain(asdict(Phase()))
 
 # %% ../../nbs/api/recipes/00_recipe.ipynb #8b1ae0d6
 @patch

@@ -224,7 +224,7 @@ def class_scores(
 def class_table(
     learn, # a learner of `pretrained_learner`
     split, # "valid", "test" or the name of a shift
-): # -> pandas DataFrame, one row a class, commonest in training first
+): # -> pandas DataFrame, one row per class, commonest in training first
     "Training items, precision, recall and F1 of each class."
     import pandas as pd
     from sklearn.metrics import precision_recall_fscore_support

@@ -25,7 +25,7 @@ class Size:
     seeds:int  # repetitions of everything
     factors:tuple  # between the rates of neighbouring groups
     steps:int  # updates of a fit whose path is measured
-    budgets:dict  # task -> labels a class
+    budgets:dict  # task -> labels per class
     tries:int  # rates that each arm may try
     facts:int  # of a made-up world
     questions:int  # about each world

@@ -6,6 +6,8 @@
 __all__ = ['compare_study', 'Comparison', 'compare', 'LabelCurve', 'label_curve', 'plot_label_curve']
 
 # %% ../../../nbs/api/experiments/presets/00_compare.ipynb #2ab9de31
+from functools import cached_property, partial
+
 import numpy as np
 from fastcore.basics import GetAttr, patch
 
@@ -54,11 +56,16 @@ class Comparison(GetAttr):
     def __init__(
         self,
         result:Result,
-        baseline=None, # dict of `baseline_scores`: what is reached without a network
+        baseline=None, # function that gives `baseline_scores`: what is reached without a network
     ):
-        self.result, self.baseline = result, baseline
+        self.result, self._baseline = result, baseline
         facts = next(iter(result.about["facts"].values()))
         self.task, self.labels = facts["task"], facts["labels"]
+
+    @cached_property
+    def baseline(self) -> dict: # of `baseline_scores`, or None; computed when it is first asked for
+        "What a method without a network reaches with the labels of the first seed."
+        return self._baseline and self._baseline()
 
     def __getitem__(self, recipe): return next(a for a in self.arms if a["recipe"] == recipe)
     def __repr__(self): return f"Comparison of {', '.join(self.result.arms)} on {self.task}"
@@ -212,7 +219,7 @@ def compare(
     loaded = load_task(task, size, skip_bad)
     study = compare_study(task, recipes, labels=labels, unit=loaded.target.unit, **given)
     result = run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet)
-    return Comparison(result, baseline_scores(loaded, labels, result.seeds[0]))
+    return Comparison(result, partial(baseline_scores, loaded, labels, result.seeds[0]))
 
 # %% ../../../nbs/api/experiments/presets/00_compare.ipynb #4b2300ba
 class LabelCurve(GetAttr):
