@@ -6,46 +6,15 @@
 __all__ = ['BEYOND', 'rag_study']
 
 # %% ../../nbs/api/claims/04_beyond.ipynb #72c78717
-from types import SimpleNamespace
-
-import numpy as np
-
 from .benefits import BENEFITS, race, study
 from .claim import Claim, Contrast
+from ..experiments.study import Study
 
 # %% ../../nbs/api/claims/04_beyond.ipynb #c3a266b2
-def rag_study(profile=None, seeds=None, change=(), settings_file=None, backend="processes", address=None, quiet=False):
-    "The part of the showdown that two claims need, seen as the result of a study."
-    import pandas as pd
-    from finetune_nb.core.errors import FinetuneError
-    from finetune_nb.core.figures import dots_and_intervals
-    from finetune_nb.core.metric import Metric
-    from finetune_nb.rag_vs_ft.showdown import showdown
-    from finetune_nb.experiments.stats import interval
-    if change:
-        raise FinetuneError(
-            "claims about made-up facts have no labels to change: leave `change` out, or name other claims")
-    if backend != "processes":
-        raise FinetuneError(
-            "claims about made-up facts run in local processes only: leave the backend out, or name other claims")
-    got = showdown(["rag", "ft_once", "ft_many"], seeds, sweeps=False, profile=profile, settings_file=settings_file,
-                   quiet=quiet)
-    def values(arm, metric=None): return got[arm]["conditions"][metric or "rephrased"]["per_seed"]
-    def table():
-        rows = [dict(arm=a["arm"], n=len(got.seeds), **{k: v for k, v in interval(values(a["arm"])).items()
-                                                        if k in ("mean", "low", "high")}, seconds=a["train_seconds"])
-                for a in got.arms]
-        return pd.DataFrame(rows).set_index("arm")
-    def plot(metric=None, ax=None):
-        v = [100*np.array(values(a["arm"])) for a in got.arms]
-        rows = [tuple(interval(x)[k] for k in ("mean", "low", "high")) for x in v]
-        dots_and_intervals(ax, rows, names=[a["arm"] for a in got.arms], runs=v, bounds=(0, 100))
-        ax.set_xlabel("correct answers on new facts, %")
-    return SimpleNamespace(seeds=got.seeds, arms={a["arm"]: {} for a in got.arms},
-                           metric_of=lambda key=None: Metric("exact match"), values=values, table=table, plot=plot)
-
-# %% ../../nbs/api/claims/04_beyond.ipynb #e713f680
-rag_study.measures = True
+def rag_study() -> Study:
+    "The part of the showdown that two claims need."
+    from finetune_nb.rag_vs_ft.showdown import showdown_study
+    return showdown_study(["rag", "ft_once", "ft_many"], only=["rephrased"])
 
 # %% ../../nbs/api/claims/04_beyond.ipynb #12b99309
 _LR = [1e-3, 3e-3, 1e-2]

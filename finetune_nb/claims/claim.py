@@ -54,16 +54,12 @@ class Claim:
     said:str  # where it is commonly made
     reference:str  # published figures it is held against, or that there are none
     limits:str  # what this measurement does not say
-    # a Study, a function without arguments that makes one, or a function of the arguments of `run_study` that measures
-    # in another way
-    study:object
+    study:object  # a Study, or a function without arguments that makes one
     contrasts:tuple
 
     def measure(self, **how):
         "Do the study; -> its result."
-        study = self.study
-        if callable(study) and getattr(study, "measures", False): return study(**how)
-        return run_study(study() if callable(study) else study, **how)
+        return run_study(self.study() if callable(self.study) else self.study, **how)
 
 # %% ../../nbs/api/claims/00_claim.ipynb #0b0ef95f
 VERDICTS = ("supported", "partly supported", "no difference", "undecided", "contradicted")

@@ -116,15 +116,18 @@ def _showdown(a):
     from pathlib import Path
     s = settings(a.settings, profile=a.profile, seeds=a.seeds)
     out = Path(a.out or Path(s.reports)/"showdown")
+    from finetune_nb.experiments.report import conclusions, save_report, summary
+    from finetune_nb.rag_vs_ft.document_showdown import document_showdown
     from finetune_nb.rag_vs_ft.showdown import showdown
-    from finetune_nb.rag_vs_ft.report import save_showdown, showdown_conclusions
-    got = showdown([n.strip() for n in a.arms.split(",")] if a.arms else None, a.seeds, a.model, a.passages, a.search,
-                   a.recipe, a.margin, a.reference, profile=a.profile, corpus=a.corpus, questions=a.questions,
-                   settings_file=a.settings, out=out)
-    paths = save_showdown(got, out)
-    if a.json: return got.to_dict() | dict(files={n: str(p) for n, p in paths.items()})
-    tables = [got.table(), got.retrieval_table() if a.corpus else got.aspects()]
-    print(*(t.to_string() for t in tables), "", *showdown_conclusions(got), "", *_files(paths), sep="\n")
+    arms = [n.strip() for n in a.arms.split(",")] if a.arms else None
+    how = dict(seeds=a.seeds, model=a.model, k=a.passages, search=a.search, recipe=a.recipe, margin=a.margin,
+               reference=a.reference, profile=a.profile, settings_file=a.settings, out=out)
+    own = a.corpus is not None or a.questions is not None
+    got = document_showdown(a.corpus, a.questions, arms, **how) if own else showdown(arms, **how)
+    paths = save_report(got, out)
+    if a.json: return summary(got) | dict(files={n: str(p) for n, p in paths.items()})
+    tables = [got.table(), got.retrieval_table() if own else got.aspects()]
+    print(*(t.to_string() for t in tables), "", *conclusions(got), "", *_files(paths), sep="\n")
 
 # %% ../../nbs/api/cli/02_main.ipynb #c1100023
 @command("study",

@@ -80,6 +80,8 @@ class _Work:
         self.arms, trials = study.points(), study.trials or s.budget.rates
         self.seeds = seeds or list(range(s.seeds or study.seeds or s.budget.seeds))
         more = [change] if isinstance(change, (str, dict)) else list(change)
+        if more and "change" not in kind.load("fields"):
+            raise FinetuneError(f"study '{study.name}': its runs have no labels to change; leave `change` out")
         self.fields = {a: arm.fields | (dict(change=[*arm.fields.get("change", ()), *more]) if more else {})
                        for a, arm in self.arms.items()}
         prepare = kind.load("prepare") or (lambda *args: prepare_plain(kind, *args))
@@ -119,7 +121,7 @@ def note(self:_Work, a, record):
         raise FinetuneError(f"study '{self.study.name}': choose_by: {unknown_name('metric', key, numbers)}")
     if about := r.get("metrics", {}).get(key): self.sign = Metric.from_dict(about).sign
     self.tried_seconds += r.get("seconds", 0.)
-    self.found[a].append((value, r.get("valid_loss", 0.), done, r.get("seconds", 0.)))
+    self.found[a].append((value, r.get("valid_loss", 0.), done, r.get("seconds", 0.), r.get("choose_error")))
 
 # %% ../../nbs/api/experiments/07_engine.ipynb #e914c7da
 @patch

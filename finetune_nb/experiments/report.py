@@ -18,7 +18,8 @@ def conclusions(
 ) -> list: # of lines
     "A line per arm: verdict, interval, corrected p; then what went wrong, and what is reached without a network."
     result = getattr(given, "result", given)
-    out = [_line(c, result) for c in result.contrasts()]
+    if result is None: return given.lines()
+    out = given.lines() if hasattr(given, "lines") else [_line(c, result) for c in result.contrasts()]
     for a in result.arms:
         for status in ("diverged", "failed"):
             if n := result.count(a, status):
@@ -59,6 +60,7 @@ def save_report(
 ) -> dict: # name -> Path
     "Write study.yaml, results.csv, search.csv, summary.json, figures and report.html, each atomically."
     result, folder = getattr(given, "result", given), writable_folder(folder)
+    if result is None: return _without_study(given, folder)
     paths = {n: folder/n for n in ("study.yaml", "results.csv", "search.csv", "summary.json")}
     result.study.to_yaml(paths["study.yaml"])
     for name, frame in (("results.csv", result.frame()), ("search.csv", result.search_frame())):
@@ -69,6 +71,18 @@ def save_report(
     paths |= {n: folder/n for n in figures} | {"report.html": folder/"report.html"}
     _page(paths["report.html"], given, result, {n: html_picture(pictures[n], alt) for n, (_, alt) in figures.items()})
     return paths
+
+# %% ../../nbs/api/experiments/09_report.ipynb #ad7dc639
+def _without_study(given, folder):
+    "The files of a view in which no arm was measured."
+    paths = {n: folder/n for n in ("summary.json", "report.html")}
+    write_json(paths["summary.json"], summary(given))
+    figures = given.figures()
+    pictures = {n: html_picture(p, figures[n][1])
+                for n, p in save_figures(folder, {n: f for n, (f, _) in figures.items()}).items()}
+    body = [html_list(conclusions(given)), *pictures.values(), *_sections(given, pictures)]
+    write_page(paths["report.html"], repr(given), heading="finetune_nb", body=Markup("\n".join(body)))
+    return paths | {n: folder/n for n in figures}
 
 # %% ../../nbs/api/experiments/09_report.ipynb #60e0dcde
 def summary(
@@ -85,9 +99,7 @@ def _figures(given, result):
     if len(points := cost_points(given)) and (points.cost > 0).all():
         out["pareto.png"] = (plot_pareto(given).figure, f"{m.name} over seconds per run")
     if result.shifts(): out["shifts.png"] = (result.plot_shifts().figure, "Differences on each changed test set")
-    if hasattr(given, "plot_agreement"):
-        out["agreement.png"] = (given.plot_agreement().figure, "How well each score ranks the models")
-    return out
+    return out | (given.figures() if hasattr(given, "figures") else {})
 
 # %% ../../nbs/api/experiments/09_report.ipynb #3370c754
 def _page(path, given, result, pictures):
@@ -96,9 +108,7 @@ def _page(path, given, result, pictures):
             html_table(given.table().reset_index(), index=False), _rule(result, m)]
     if about := {a.name: a.about for a in result.arms.values() if a.about}:
         body += ["<h2>The arms</h2>", html_facts(about)]
-    if "agreement.png" in pictures:
-        body += ["<h2>The models, and how well scores rank them</h2>", pictures["agreement.png"],
-                 html_table(given.models_table().reset_index(), index=False)]
+    body += _sections(given, pictures)
     if "curves.png" in pictures: body += ["<h2>On the way</h2>", pictures["curves.png"]]
     if "pareto.png" in pictures:
         body += ["<h2>What it brings and what it costs</h2><p>Dashed: what no other arm beats in both. Hollow: surely "
@@ -117,6 +127,15 @@ def _rule(result, m):
 {escape(result.reference)}; verdicts are corrected by Holm's method as one family.
 "No difference" means within ±{escape(m.points(result.margin, sign=False))}, named beforehand, and is asked first.
 Intervals are for one comparison at a time.</p>'''
+
+# %% ../../nbs/api/experiments/09_report.ipynb #88ec2d79
+def _sections(given, pictures):
+    "What a view of a result adds: headings with texts, tables and figures."
+    def part(p):
+        if not isinstance(p, str): return html_table(p, index=False)
+        return pictures.get(p) or f"<p>{escape(p)}</p>"
+    found = given.sections() if hasattr(given, "sections") else []
+    return [html for title, parts in found for html in (f"<h2>{escape(title)}</h2>", *map(part, parts))]
 
 # %% ../../nbs/api/experiments/09_report.ipynb #98e782c2
 def _search(result):

@@ -35,6 +35,9 @@ KINDS = {
     "sequence": Kind("finetune_nb.continual.sequence", "sequence_run"),
     "stream": Kind("finetune_nb.continual.stream", "stream_run", "STREAM_FIELDS"),
     "multitask": Kind("finetune_nb.continual.multitask", "multitask_run", "MULTI_FIELDS"),
+    "facts": Kind("finetune_nb.rag_vs_ft.facts", "facts_run", prepare="prepare_facts", measure="measure_facts"),
+    "documents": Kind("finetune_nb.rag_vs_ft.documents", "documents_run", prepare="prepare_documents",
+                      measure="measure_documents"),
 }
 
 # %% ../../nbs/api/experiments/03_run_kinds.ipynb #0e910967

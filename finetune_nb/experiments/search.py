@@ -27,6 +27,7 @@ class Trial:
     tie:float = 0.  # validation loss, which decides between equals
     status:str = "done"
     seconds:float = 0.
+    error:float = None  # standard error of `value`, where the run knows it
 
 # %% ../../nbs/api/experiments/05_search.ipynb #bc849396
 @dataclass
@@ -112,7 +113,7 @@ def ask(self:Search) -> list: # of settings
 @patch
 def tell(
     self:Search,
-    found, # of (value or None, validation loss, status, seconds), in the order asked
+    found, # of (value or None, validation loss, status, seconds, standard error or None), in the order asked
     sign=1, # -1 where lower values are better
 ) -> None:
     "What came of them."
@@ -134,11 +135,18 @@ def chosen(
     sign=1, # -1 where lower values are better
     within=.01, # of the best counts as good
 ) -> Chosen:
-    "The setting that did best, and how flat the optimum is."
+    "The setting that did best, or the lowest rate that cannot be told from it; and how flat the optimum is."
     fit = [t for t in self.tried if t.value is not None]
     if not fit: return Chosen(self.tried[0].params if self.tried else {}, self.tried)
-    best = max(fit, key=lambda t: (t.status == "done", sign*t.value, -t.tie))
+    best = _lowest(fit, max(fit, key=lambda t: (t.status == "done", sign*t.value, -t.tie)), sign)
     values = sorted((sign*t.value for t in fit), reverse=True)
     near = [t.params["lr"] for t in fit if sign*t.value >= values[0] - within and "lr" in t.params]
     return Chosen(best.params, self.tried, values[0] - values[1] if len(values) > 1 else None,
                   max(near)/min(near) if near else None)
+
+# %% ../../nbs/api/experiments/05_search.ipynb #9c34e29d
+def _lowest(fit, best, sign):
+    "The lowest rate within one standard error of the best, where that error is known (Breiman et al., 1984)."
+    if best.error is None or "lr" not in best.params: return best
+    near = [t for t in fit if t.status == best.status and sign*t.value >= sign*best.value - best.error]
+    return min(near, key=lambda t: t.params["lr"])

@@ -125,24 +125,21 @@ def measure_reading(
     size, # a `Size`
     s, # Settings
 ): # -> dict: passages, exact, unknown and found [share or "search"][passages][seed], tokens [passages], and what else was set
-    "Right answers and declined ones, by the number of passages and by whether the right one is among them."
-    from finetune_nb.rag_vs_ft.arms import ARMS as WAYS, Scene, ask_config, ask_run
-    from finetune_nb.experiments.run_store import Where, do_runs
-    about = dict(model="world_lm", search="bm25", facts=size.facts, questions=size.questions,
-                 passages=list(size.passages), seeds=list(range(size.seeds)))
-    conditions = {f"recall {r}": size.questions for r in SHARES} | dict(rephrased=size.questions)
-    where = Where(str(Path(s.cache)/"runs"), s.offline, model=about["model"])
-    todo = [(k, seed) for k in size.passages for seed in about["seeds"]]
-    jobs = [(ask_config(WAYS["rag"], Scene(size.facts, seed), conditions, k, timed=False), where) for k, seed in todo]
-    got = dict(zip(todo,
-                   (r["results"]["conditions"] for r in do_runs(jobs, ask_run, workers=s.workers, what="reading"))))
-    names = {"search" if c == "rephrased" else c.split()[1]: c for c in conditions}
-    out = {what: {n: [[round(got[k, seed][c][what], 5) for seed in about["seeds"]] for k in size.passages]
-                  for n, c in names.items()} for what in ("exact", "unknown", "found")}
-    cut = sum(got[key][c]["cut"] for key in todo for c in conditions)
-    return about | out | dict(asked=[got[size.passages[0], seed]["rephrased"]["n"] for seed in about["seeds"]], tokens=[
-        float(np.mean([got[k, seed]["recall 1.0"]["tokens_read"] for seed in about["seeds"]])) for k in size.passages],
-                              prompts_cut=cut)
+    "Correct answers and declined ones, by the number of passages and by whether the right one is among them."
+    arms = {f"{k} passages": dict(k=k) for k in size.passages}
+    shared = dict(reads="search", facts=size.facts, conditions=["rephrased"], questions=size.questions, timed=False,
+                  recalls=list(SHARES), sweep=size.questions, curves=size.seeds)
+    result = run_study(Study("reading", kind="facts", shared=shared, arms=arms, search={}), s.profile,
+                       seeds=size.seeds, settings_file=s.file)
+    got = [[r["results"]["conditions"] for r in result.records[a]] for a in arms]  # [passages][seed]
+    names = {str(r): f"recall {r}" for r in SHARES} | dict(search="rephrased")
+    out = {what: {n: [[round(seed[c][what], 5) for seed in row] for row in got] for n, c in names.items()}
+           for what in ("exact", "unknown", "found")}
+    tokens = [float(np.mean([seed["recall 1.0"]["tokens_read"] for seed in row])) for row in got]
+    cut = sum(seed[c]["cut"] for row in got for seed in row for c in names.values())
+    return dict(model="world_lm", search="bm25", facts=size.facts, questions=size.questions, seeds=result.seeds,
+                passages=list(size.passages), asked=[seed["rephrased"]["n"] for seed in got[0]], tokens=tokens,
+                prompts_cut=cut) | out
 
 # %% ../../nbs/api/widgets/02_measurements.ipynb #500012db
 def measure_costs(
@@ -153,14 +150,14 @@ def measure_costs(
     import torch
     from finetune_nb.models.architecture import compute_threads
     from finetune_nb.retrieval.generate import load_lm
-    from finetune_nb.rag_vs_ft.arms import Scene
+    from finetune_nb.rag_vs_ft.ways import Scene
     from finetune_nb.rag_vs_ft.showdown import showdown
     result = showdown(["rag", "ft_many", "ft_replay"], seeds=size.seeds, sweeps=False, profile=s.profile,
                       settings_file=s.file)
     keep = ("exact_match", "per_seed", "train_seconds", "update_seconds", "index_seconds", "latency_ms", "tokens_read",
             "tokens_written", "updated", "forgetting")
-    about = dict(model="world_lm", facts=result.about["facts"], steps=result.about["steps"], seeds=result.seeds,
-                 k=result.about["k"], arms={a["arm"]: {k: a[k] for k in keep} for a in result.arms})
+    about = dict(model="world_lm", facts=result.fields["facts"], steps=result.fields["steps"], seeds=result.seeds,
+                 k=result.fields["k"], arms={a["arm"]: {k: a[k] for k in keep} for a in result.arms})
     scene, reader, points = Scene(size.facts, 0), load_lm("world_lm", offline=s.offline), []
     asked, corpus = scene.questions("rephrased", size.questions)[:24], scene.corpus()
     def seconds(question, passages):

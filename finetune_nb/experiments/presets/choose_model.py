@@ -232,6 +232,16 @@ def plot_agreement(
                  fontsize=10)
     return ax
 
+@patch
+def figures(self:Choice) -> dict: # file name -> (figure, what it shows)
+    "Pictures of a report beside those of every result."
+    return {"agreement.png": (self.plot_agreement().figure, "How well each score ranks the models")}
+
+@patch
+def sections(self:Choice) -> list: # of (heading, parts)
+    "Parts of a report beside those of every result."
+    return [("The models, and how well scores rank them", ["agreement.png", self.models_table().reset_index()])]
+
 # %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #8b9c64ef
 def choose_model(
     task, # as for `load_task`
