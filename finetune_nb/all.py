@@ -45,7 +45,8 @@ _WHERE = {
     "widgets.figures": ["layer_rates", "unfreezing", "label_budget", "search_and_answers", "rag_or_finetuning"],
     "grading.release": ["release"], "grading.collect": ["collect"], "grading.grade": ["grade"],
     "grading.class_bundle": ["bundle_class"], "grading.doctor": ["readiness"], "projects.new": ["new_project"],
-    "projects.run": ["run_project"], "rag_vs_ft.showdown": ["showdown"], "rag_vs_ft.document_showdown": ["document_showdown"],
+    "projects.run": ["run_project"], "rag_vs_ft.showdown": ["showdown"],
+    "rag_vs_ft.document_showdown": ["document_showdown"],
     "rag_vs_ft.decision": ["advise"]}
 
 # %% ../nbs/api/all.ipynb #2d64911b

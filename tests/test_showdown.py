@@ -1,5 +1,5 @@
 "The showdown as a user meets it: on made-up worlds, on documents of one's own, interrupted, and with input that cannot work."
-import csv, json, os, signal, subprocess, sys, time
+import csv, json, subprocess, sys, time
 
 import pytest
 

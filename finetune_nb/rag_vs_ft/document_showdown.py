@@ -115,9 +115,9 @@ def contrasts(self:DocumentShowdown) -> list: # of dicts, as `family` gives them
     "F1 of each arm minus the reference's, paired by question, corrected as one family."
     r = self.result
     base = r and self.per_question(r.reference)
-    rows = [contrast(self.per_question(a), base, margin=r.margin)
-            | dict(arm=a, against=r.reference, name=f"{a} minus {r.reference}") for a in (r.arms if r else ()) if a != r.reference]
-    return family(rows)
+    def one(a): return contrast(self.per_question(a), base, margin=r.margin, name=f"{a} minus {r.reference}")
+    others = [a for a in r.arms if a != r.reference] if r else []
+    return [c | dict(arm=a, against=r.reference) for a, c in zip(others, family([one(a) for a in others]))]
 
 @patch
 def _row(self:DocumentShowdown, name):
@@ -155,8 +155,9 @@ def frame(self:DocumentShowdown): # -> DataFrame: one row per arm, seed and ques
     for a, records in (self.result.records if self.result else {}).items():
         for seed, r in zip(self.result.seeds, records):
             got = r["results"].get("answers", {}).get("test", {})
+            each = zip(self.asked, *(got.get(k, ()) for k in ("said", "source", "exact", "f1")))
             rows += [dict(arm=a, seed=seed, question=q.text, correct=q.answer, said=said, source=source, exact=e, f1=f)
-                     for q, said, source, e, f in zip(self.asked, *(got.get(k, ()) for k in ("said", "source", "exact", "f1")))]
+                     for q, said, source, e, f in each]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/api/rag_vs_ft/04_document_showdown.ipynb #984c19ab

@@ -217,8 +217,8 @@ def _answers(reader, data, retriever, m):
     took = time.perf_counter() - began
     exact, close = [exact_match(a.value, q) for a, q in zip(said, qs)], [f1(a.value, q) for a, q in zip(said, qs)]
     mean = lambda v: float(np.mean(v)) if v else 0.
-    metrics = {f"{m.part} exact": Metric(f"exact match, {m.part}", margin=MARGIN),
-               f"{m.part} f1": Metric(f"F1 of the words, {m.part}", margin=MARGIN, source="finetune_nb.retrieval.metrics.f1")}
+    of = lambda name, f: Metric(f"{name}, {m.part}", margin=MARGIN, source=f"finetune_nb.retrieval.metrics.{f}")
+    metrics = {f"{m.part} exact": of("exact match", "exact_match"), f"{m.part} f1": of("F1 of the words", "f1")}
     items = dict(exact=exact, f1=close, said=[a.value for a in said], source=[a.source for a in said])
     return {f"{m.part} exact": mean(exact), f"{m.part} f1": mean(close)} | dict(
         answers={m.part: items}, tokens_read=mean([a.tokens[0] for a in said]), cut=sum(bool(a.cut) for a in said),

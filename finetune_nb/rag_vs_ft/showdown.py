@@ -107,7 +107,8 @@ class Showdown(GetAttr):
         "One dict per arm: exact_match, ci95, per_seed, conditions, forgetting, update_seconds, latency_ms, prices, ..."
         out = [_row(self.result, a) for a in self.result.arms]
         for row in out: row |= _forgotten(self.result, row)
-        rag, device = next((r for r in out if r["arm"] == "rag"), None), self.result.records[out[0]["arm"]][0]["config"]["device"]
+        rag = next((r for r in out if r["arm"] == "rag"), None)
+        device = next(iter(self.result.records.values()))[0]["config"]["device"]
         return [row | _costs(row, rag, self.result.about["settings"], device) for row in out]
 
     @property
@@ -196,8 +197,9 @@ def costs_table(self:Showdown): # -> DataFrame: one row per arm
              "price to make": "price_to_make", "Wh to make": "kwh_to_make", "ms per question": "latency_ms",
              "tokens read": "tokens_read", "tokens written": "tokens_written", "price of 1,000": "price_per_1000",
              "MB": "memory_mb", "cheaper than rag from": "break_even_questions"}
-    rows = [{"arm": a["arm"]} | {k: a[v] for k, v in names.items()} for a in self.arms]
-    return pd.DataFrame(rows).set_index("arm").astype(float).assign(**{"Wh to make": lambda d: 1000*d["Wh to make"]}).round(5)
+    out = pd.DataFrame([{"arm": a["arm"]} | {k: a[v] for k, v in names.items()} for a in self.arms])
+    out["Wh to make"] *= 1000
+    return out.set_index("arm").astype(float).round(5)
 
 @patch
 def frame(self:Showdown): # -> DataFrame: one row per arm, condition and seed
@@ -399,8 +401,8 @@ def sections(self:Showdown) -> list: # of (heading, parts: a text, a DataFrame o
            ("What is said, and what was measured", ["The claims are corrected as one family by Holm's method.",
                                                     self.claims_table()]),
            ("The five aspects", [self.aspects().reset_index()]),
-           ("What it costs", ["Prices are those of settings.ini; update s is what it takes to follow four fifths of the "
-                              "facts when they change.", self.costs_table().reset_index()])]
+           ("What it costs", ["Prices are those of settings.ini; update s is what it takes to follow four fifths of "
+                              "the facts when they change.", self.costs_table().reset_index()])]
     return out + ([("When it gets harder", ["sweeps.png"])] if self.sizes else [])
 
 # %% ../../nbs/api/rag_vs_ft/02_showdown.ipynb #165badc5
@@ -427,7 +429,8 @@ def showdown(
                            k=k, search_by=search)
     result = run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet)
     more = sizes_study(result, scale) if sweeps else None
-    sized = more and run_study(more, profile, seeds=result.seeds[:scale.curves], settings_file=settings_file, quiet=quiet)
+    sized = more and run_study(more, profile, seeds=result.seeds[:scale.curves], settings_file=settings_file,
+                               quiet=quiet)
     return Showdown(result, sized)
 
 # %% ../../nbs/api/rag_vs_ft/02_showdown.ipynb #14241755
@@ -481,8 +484,8 @@ def aspects(self:Showdown): # -> DataFrame: one row per aspect
     "The five aspects on which retrieval and fine-tuning are usually compared in words, in figures."
     import pandas as pd
     said = _Said(self)
-    rows = dict(methodology=_methodology(self, said), **{"training data": _training_data(said)},
-                adaptability=_adaptability(said), performance=_performance(said), **{"use cases": _use_cases(self, said)})
+    rows = {"methodology": _methodology(self, said), "training data": _training_data(said),
+            "adaptability": _adaptability(said), "performance": _performance(said), "use cases": _use_cases(self, said)}
     return pd.DataFrame([dict(aspect=k, retrieval=a, fine_tuning=b, both=c)
                          for k, (a, b, c) in rows.items()]).set_index("aspect")
 

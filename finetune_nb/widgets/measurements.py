@@ -126,6 +126,8 @@ def measure_reading(
     s, # Settings
 ): # -> dict: passages, exact, unknown and found [share or "search"][passages][seed], tokens [passages], and what else was set
     "Correct answers and declined ones, by the number of passages and by whether the right one is among them."
+    from finetune_nb.experiments.engine import run_study
+    from finetune_nb.experiments.study import Study
     arms = {f"{k} passages": dict(k=k) for k in size.passages}
     shared = dict(reads="search", facts=size.facts, conditions=["rephrased"], questions=size.questions, timed=False,
                   recalls=list(SHARES), sweep=size.questions, curves=size.seeds)
