@@ -76,50 +76,80 @@ def letters(script) -> list: # of names
     return [f"{c} U+{ord(c):04X}" for c in LETTERS[script]]
 
 # %% ../../nbs/api/claims/01_benefits.ipynb #44e4f319
-BENEFITS = (
-    Claim("better_than_scratch", "benefits",
-          "Fine-tuning a pre-trained network beats training from scratch when labels are few.",
-          "every course on transfer learning; Yosinski et al. (2014)",
-          "ULMFiT, error with and without pre-training: IMDb 5.0 / 9.9 %, TREC-6 5.7 / 13.4 %, AG 5.4 / 6.8 %",
-          "Small networks, two tasks made of characters, pre-trained on other characters.", study(
-              "better_than_scratch", dict(labels=3), grid=dict(task=["digits", "scripts"], recipe=["scratch", "full"])),
-          (Contrast("digits, 3 labels per class", "digits, full", "digits, scratch"),
-           Contrast("scripts, 3 labels per class", "scripts, full", "scripts, scratch"))),
-    Claim("fewer_labels", "benefits", "A pre-trained network needs fewer labels for the same accuracy: "
-                                      "one label is worth several.", "ULMFiT (Howard and Ruder, 2018)",
-          "ULMFiT: 100 labels are worth 10 (IMDb) to 20 (AG) times as many without pre-training",
-          "Between measured budgets the curve is taken as straight over the "
-          "logarithm; what lies beyond 30 labels per class counts as 30.",
-          study("fewer_labels", dict(task="digits"), grid=dict(recipe=["scratch", "full"], labels=list(_CURVE)),
-                profiles=dict(smoke=dict(grid=dict(recipe=["scratch", "full"], labels=[1, 3])))),
-          (Contrast("1 label per class", "full, labels 1", "scratch, labels 1"),
-           Contrast("3 labels per class", "full, labels 3", "scratch, labels 3"), Contrast(
-               "labels from scratch for what 1 pre-trained does, log2",
-               values=lambda r: worth([n for n in _CURVE if f"scratch, labels {n}" in r.arms], "full", "scratch", 1)(r),
-               margin=.25, unit="doublings"))),
+_BETTER = Claim(
+    "better_than_scratch", "benefits",
+    "Fine-tuning a pre-trained network beats training from scratch when labels are few.",
+    "every course on transfer learning; Yosinski et al. (2014)",
+    "ULMFiT, error with and without pre-training: IMDb 5.0 / 9.9 %, TREC-6 5.7 / 13.4 %, AG 5.4 / 6.8 %",
+    "Small networks, two tasks made of characters, pre-trained on other characters.",
+    study("better_than_scratch", dict(labels=3), grid=dict(task=["digits", "scripts"], recipe=["scratch", "full"])),
+    (Contrast("digits, 3 labels per class", "digits, full", "digits, scratch"),
+     Contrast("scripts, 3 labels per class", "scripts, full", "scripts, scratch")))
+
+# %% ../../nbs/api/claims/01_benefits.ipynb #a164ccda
+def _worth_of_one(result):
+    "How many labels from scratch one label with a pre-trained network is worth, among the budgets of `result`."
+    measured = [n for n in _CURVE if f"scratch, labels {n}" in result.arms]
+    return worth(measured, "full", "scratch", 1)(result)
+
+_LABELS = Claim(
+    "fewer_labels", "benefits",
+    "A pre-trained network needs fewer labels for the same accuracy: one label is worth several.",
+    "ULMFiT (Howard and Ruder, 2018)",
+    "ULMFiT: 100 labels are worth 10 (IMDb) to 20 (AG) times as many without pre-training",
+    "Between measured budgets the curve is taken as straight over the logarithm; "
+    "what lies beyond 30 labels per class counts as 30.",
+    study("fewer_labels", dict(task="digits"), grid=dict(recipe=["scratch", "full"], labels=list(_CURVE)),
+          profiles=dict(smoke=dict(grid=dict(recipe=["scratch", "full"], labels=[1, 3])))),
+    (Contrast("1 label per class", "full, labels 1", "scratch, labels 1"),
+     Contrast("3 labels per class", "full, labels 3", "scratch, labels 3"),
+     Contrast("labels from scratch for what 1 pre-trained does, log2",
+              values=_worth_of_one, margin=.25, unit="doublings")))
+
+# %% ../../nbs/api/claims/01_benefits.ipynb #3283ef0d
+def _log_operations(r):
+    "Powers of ten of the operations that a run took; None where they were not counted."
+    return float(np.log10(r["flops"])) if r.get("flops") else None
+
+_EFFORT = (
     Claim("less_time", "benefits", "Fine-tuning reaches the accuracy of training from scratch in fewer steps.",
           "fastai's course; He et al. (2019) for the limits of it",
           "He et al.: with enough data and time, training from scratch catches up",
           "Steps until the validation accuracy is reached that scratch has at its end; measured every "
-          "twelfth of the run.", study("less_time", dict(task="digits", labels=30, curve_points=12, measure=["flops"]),
-                                       grid=dict(recipe=["scratch", "full"])),
+          "twelfth of the run.",
+          study("less_time", dict(task="digits", labels=30, curve_points=12, measure=["flops"]),
+                grid=dict(recipe=["scratch", "full"])),
           (Contrast("steps to scratch's final validation accuracy: full minus scratch",
                     values=race("scratch", "full"), expect="less", margin=5, unit="steps"),)),
     Claim("less_compute", "benefits", "With a frozen body the same accuracy costs a fraction of the computing.",
-          "vendors' guides to feature extraction", "REFERENCE: full fine-tuning costs 6N operations per token, "
-                                                   "a frozen backbone 2N, once if its features are kept",
+          "vendors' guides to feature extraction",
+          "REFERENCE: full fine-tuning costs 6N operations per token, a frozen backbone 2N, "
+          "once if its features are kept",
           "Counted operations of the whole training, without the pre-training; a probe works here because the "
-          "pre-training lies close.", study("less_compute", dict(task="digits", labels=30, measure=["flops"]),
-                                            grid=dict(recipe=["full", "linear_probe"]), margin=.02),
-          (Contrast("operations, log10", "linear_probe", "full", "less", lambda r: float(np.log10(r["flops"]))
-                    if r.get("flops") else None, margin=.1, unit="powers of ten", counted=True),
-           Contrast("test accuracy", "linear_probe", "full", "same", margin=.02))),
-    Claim("adaptable", "benefits", "One pre-trained network serves many different tasks.",
-          "model hubs; Kornblith et al. (2019)",
-          "Kornblith et al.: better ImageNet models transfer better to most of twelve sets",
-          "Four tasks, all of them characters; three of them have ten classes of letters each.",
-          lambda: study("adaptable", dict(labels=3),
-                        arms={f"{t}, {r}": dict(task="digits" if t == "digits" else "scripts", recipe=r,
-                                                change=[] if t == "digits" else [{"only": {"classes": letters(t)}}])
-                              for t in ("digits", *LETTERS) for r in ("scratch", "full")}),
-          tuple(Contrast(t, f"{t}, full", f"{t}, scratch") for t in ("digits", *LETTERS))))
+          "pre-training lies close.",
+          study("less_compute", dict(task="digits", labels=30, measure=["flops"]),
+                grid=dict(recipe=["full", "linear_probe"]), margin=.02),
+          (Contrast("operations, log10", "linear_probe", "full", "less", _log_operations,
+                    margin=.1, unit="powers of ten", counted=True),
+           Contrast("test accuracy", "linear_probe", "full", "same", margin=.02))))
+
+# %% ../../nbs/api/claims/01_benefits.ipynb #7038787f
+_TASKS = ("digits", *LETTERS)
+
+def _many_tasks():
+    "From scratch and pre-trained, on the digits and on ten letters of each script."
+    arms = {}
+    for name in _TASKS:
+        task = dict(task="digits", change=[])
+        if name != "digits": task = dict(task="scripts", change=[{"only": {"classes": letters(name)}}])
+        arms |= {f"{name}, {r}": dict(task, recipe=r) for r in ("scratch", "full")}
+    return study("adaptable", dict(labels=3), arms=arms)
+
+_ADAPTABLE = Claim(
+    "adaptable", "benefits", "One pre-trained network serves many different tasks.",
+    "model hubs; Kornblith et al. (2019)",
+    "Kornblith et al.: better ImageNet models transfer better to most of twelve sets",
+    "Four tasks, all of them characters; three of them have ten classes of letters each.",
+    _many_tasks, tuple(Contrast(t, f"{t}, full", f"{t}, scratch") for t in _TASKS))
+
+BENEFITS = (_BETTER, _LABELS, *_EFFORT, _ADAPTABLE)

@@ -8,6 +8,8 @@ __all__ = ['EXPECT', 'VERDICTS', 'Contrast', 'Claim', 'outcome', 'judge', 'Findi
 # %% ../../nbs/api/claims/00_claim.ipynb #dac54d46
 from dataclasses import dataclass
 
+from fastcore.basics import patch
+
 from ..core.errors import FinetuneError, unknown_name
 from ..core.figures import COLOURS, dots_and_intervals
 from ..experiments.stats import contrast, family
@@ -97,53 +99,83 @@ class Finding:
     @property
     def n(self): return len(self.result.seeds)
 
-    def table(self):
-        "One row per predicted difference: measured, interval, corrected p, outcome, seeds that it would take to tell."
-        import pandas as pd
-        def show(r, x): return None if x is None else r["scale"] * x
-        return pd.DataFrame(
-            [dict(difference=_difference(r), predicted=r["expect"], measured=show(r, r["mean"]),
-                  low=show(r, r["ci95"][0]), high=show(r, r["ci95"][1]), unit=r["unit"], n=r["n"], failed=r["n_failed"],
-                  p_holm=r["p_holm"], outcome=r["outcome"], seeds_needed=r["seeds_needed"]) for r in self.rows])
-
-    def sentence(self):
-        "The verdict in one line, with its figures."
-        parts = []
-        for r in self.rows:
-            if r["mean"] is None: parts.append(f"{_difference(r)}: no run gave a number"); continue
-            mean, low, high = (None if x is None else r["scale"]*x for x in (r["mean"], *r["ci95"]))
-            f = "{:+.1f}" if r["unit"] == "points" else "{:+.3g}"
-            parts.append(f"{_difference(r)} {f.format(mean)} {r['unit']}"
-                         + ("" if low is None else f" ({f.format(low)} to {f.format(high)})") + f", {r['outcome']}")
-        return f"{self.verdict} ({self.n} seeds): " + "; ".join(parts)
-
     def to_dict(self):
         "Plain types."
-        rows = [{k: v for k, v in r.items() if k not in ("failed",)} for r in self.rows]
-        c = self.claim
+        c, rows = self.claim, [{k: v for k, v in r.items() if k != "failed"} for r in self.rows]
+        arms = self.result.table().reset_index().astype(object)
         return dict(name=c.name, part=c.part, statement=c.statement, said=c.said, reference=c.reference,
                     limits=c.limits, verdict=self.verdict, n=self.n, seeds=list(self.result.seeds), contrasts=rows,
-                    arms=self.result.table().reset_index().astype(object).where(lambda t: t.notna(), None).to_dict(
-                        "records"), seconds=self.seconds)
+                    arms=arms.where(lambda t: t.notna(), None).to_dict("records"), seconds=self.seconds)
 
-    def plot(self, axes=None):
-        "Left what each arm reached, right the predicted differences with their intervals and outcomes."
-        import matplotlib.pyplot as plt
-        high = max(.36*len(self.result.arms), .62*len(self.rows)) + 1.3
-        if axes is None: axes = plt.subplots(1, 2, figsize=(11, high), layout="constrained")[1]
-        primary = self.result.metric_of()
-        metrics = [c.metric for c in self.claim.contrasts
-                   if isinstance(c.metric, str) and self.result.metric_of(c.metric).unit == primary.unit]
-        self.result.plot(metrics[0] if metrics else None, ax=axes[0])
-        axes[0].set_title(f"{self.claim.name}: mean of {self.n} seeds, 95 % interval", fontsize=10)
-        plot_differences(self.rows, axes[1])
-        axes[1].set_title(f"verdict: {self.verdict}", fontsize=10)
-        return axes
-
-# %% ../../nbs/api/claims/00_claim.ipynb #d3974be0
+# %% ../../nbs/api/claims/00_claim.ipynb #e7a0555d
 def _difference(r):
+    "What a contrast compares, in words."
     pair = f"{r['arm']} minus {r['against']}" if r["against"] else ""
     return ": ".join(x for x in (r["what"], pair) if x)
+
+def _scaled(r):
+    "Mean and ends of the interval of a contrast, in its unit; None where there is none."
+    return [None if x is None else r["scale"] * x for x in (r["mean"], *r["ci95"])]
+
+def _in_unit(r, x):
+    "A difference as text, with its sign."
+    return f"{x:+.1f}" if r["unit"] == "points" else f"{x:+.3g}"
+
+# %% ../../nbs/api/claims/00_claim.ipynb #78b73c53
+@patch
+def table(self:Finding):
+    "One row per predicted difference: measured, interval, corrected p, outcome, seeds that it would take to tell."
+    import pandas as pd
+    rows = []
+    for r in self.rows:
+        mean, low, high = _scaled(r)
+        rows.append(dict(difference=_difference(r), predicted=r["expect"], measured=mean, low=low, high=high,
+                         unit=r["unit"], n=r["n"], failed=r["n_failed"], p_holm=r["p_holm"], outcome=r["outcome"],
+                         seeds_needed=r["seeds_needed"]))
+    return pd.DataFrame(rows)
+
+@patch
+def sentence(self:Finding):
+    "The verdict in one line, with its figures."
+    parts = []
+    for r in self.rows:
+        mean, low, high = _scaled(r)
+        if mean is None: parts.append(f"{_difference(r)}: no run gave a number"); continue
+        interval = "" if low is None else f" ({_in_unit(r, low)} to {_in_unit(r, high)})"
+        parts.append(f"{_difference(r)} {_in_unit(r, mean)} {r['unit']}{interval}, {r['outcome']}")
+    return f"{self.verdict} ({self.n} seeds): " + "; ".join(parts)
+
+# %% ../../nbs/api/claims/00_claim.ipynb #a0977cd8
+@patch
+def plot(self:Finding, axes=None):
+    "Left what each arm reached, right the predicted differences with their intervals and outcomes."
+    import matplotlib.pyplot as plt
+    high = max(.36*len(self.result.arms), .62*len(self.rows)) + 1.3
+    if axes is None: axes = plt.subplots(1, 2, figsize=(11, high), layout="constrained")[1]
+    primary = self.result.metric_of()
+    metrics = [c.metric for c in self.claim.contrasts
+               if isinstance(c.metric, str) and self.result.metric_of(c.metric).unit == primary.unit]
+    self.result.plot(metrics[0] if metrics else None, ax=axes[0])
+    axes[0].set_title(f"{self.claim.name}: mean of {self.n} seeds, 95 % interval", fontsize=10)
+    plot_differences(self.rows, axes[1])
+    axes[1].set_title(f"verdict: {self.verdict}", fontsize=10)
+    return axes
+
+# %% ../../nbs/api/claims/00_claim.ipynb #d3974be0
+_LOOKS = {"as predicted": dict(color=COLOURS[2], marker="o"), "opposite": dict(color=COLOURS[3], marker="X"),
+          "no difference": dict(color=COLOURS[5], marker="s"), "undecided": dict(color=COLOURS[6], marker="D")}
+
+def _plot_row(ax, y, r, n):
+    "One difference at height `y` of `n`, scaled to its own interval."
+    if r["mean"] is None: ax.text(0, y, "no run gave a number", ha="center", va="center", fontsize=8); return
+    reach = max(*(abs(r["mean"] if x is None else x) for x in r["ci95"]), r["margin"], 1e-12)
+    ax.axvspan(-r["margin"]/reach, r["margin"]/reach, ymin=1 - (y + .95)/n, ymax=1 - (y + .05)/n,
+               color="#bbbbbb", alpha=.35, lw=0)
+    point = tuple(None if x is None else x/reach for x in (r["mean"], *r["ci95"]))
+    dots_and_intervals(ax, [point], at=[y], looks=_LOOKS[r["outcome"]])
+    said = f"{_in_unit(r, r['scale']*r['mean'])} {r['unit']}, predicted: {r['expect']}, {r['outcome']}"
+    ax.text(0, y - .32, said, ha="center", va="center", fontsize=8,
+            bbox=dict(facecolor="white", edgecolor="none", pad=1, alpha=.85))
 
 def plot_differences(
     rows, # of a Finding
@@ -151,20 +183,7 @@ def plot_differences(
 ):
     "Predicted differences, each scaled to its own interval, since units differ; the numbers are written beside."
     import textwrap
-    colours = {"as predicted": COLOURS[2], "opposite": COLOURS[3], "no difference": COLOURS[5], "undecided": COLOURS[6]}
-    for y, r in enumerate(rows):
-        c = colours[r["outcome"]]
-        if r["mean"] is None: ax.text(0, y, "no run gave a number", ha="center", va="center", fontsize=8); continue
-        reach = max(*(abs(r["mean"] if x is None else x) for x in r["ci95"]), r["margin"], 1e-12)
-        ax.axvspan(-r["margin"]/reach, r["margin"]/reach, ymin=1 - (y + .95)/len(rows), ymax=1 - (y + .05)/len(rows),
-                   color="#bbbbbb", alpha=.35, lw=0)
-        look = dict(color=c,
-                    marker={"as predicted": "o", "opposite": "X", "no difference": "s", "undecided": "D"}[r["outcome"]])
-        dots_and_intervals(ax, [tuple(None if x is None else x/reach for x in (r["mean"], *r["ci95"]))],
-                           at=[y], looks=look)
-        f = "{:+.1f}" if r["unit"] == "points" else "{:+.3g}"
-        ax.text(0, y - .32, f"{f.format(r['scale']*r['mean'])} {r['unit']}, predicted: {r['expect']}, {r['outcome']}",
-                ha="center", va="center", fontsize=8, bbox=dict(facecolor="white", edgecolor="none", pad=1, alpha=.85))
+    for y, r in enumerate(rows): _plot_row(ax, y, r, len(rows))
     ax.axvline(0, color="#444444", lw=.8, zorder=0); ax.set_xlim(-1.15, 1.15); ax.set_ylim(len(rows) - .5, -.6)
     ax.set_xticks([-1, 0, 1], ["less", "0", "more"])
     ax.set_yticks(range(len(rows)), [textwrap.fill(_difference(r), 34) for r in rows], fontsize=8)

@@ -37,37 +37,46 @@ def apart(one, other):
 # %% ../../nbs/api/claims/03_dangers.ipynb #c3345cf2
 _LABELS = next(c for c in BENEFITS if c.name == "fewer_labels").study
 
+def _apart_by_labels(result):
+    "Spread over seeds with 1 label per class against that with 30, or 3 where 30 were not measured."
+    many = 30 if "full, labels 30" in result.arms else 3
+    return apart("full, labels 1", f"full, labels {many}")(result)
+
 # %% ../../nbs/api/claims/03_dangers.ipynb #c68d8e0d
-FEW = (
+_CHANCE = (
     Claim("overfitting", "dangers", "With few labels a network fits its training images and fails on others.",
           "every textbook", "none: a matter of course",
           "The gap between training and test accuracy of a pre-trained network.",
           study("overfitting", dict(task="digits", measure=["fit"]), grid=dict(labels=[3, 30])),
           (Contrast("training minus test accuracy", "labels 3", "labels 30", "more", gap),)),
-    Claim("instability", "dangers", "With few labels the result hangs on chance: which items were labelled, "
-                                    "which seed was drawn.", "Dodge et al. (2020); Mosbach et al. (2021)",
+    Claim("instability", "dangers",
+          "With few labels the result hangs on chance: which items were labelled, which seed was drawn.",
+          "Dodge et al. (2020); Mosbach et al. (2021)",
           "Dodge et al.: best of many seeds against the mean, several points on small text sets",
           "A seed draws labels, batches and the new classifier together. Few seeds tell little about a spread.",
-          _LABELS, (Contrast("spread over seeds, 1 label per class against 30", values=lambda r: apart(
-              "full, labels 1", f"full, labels {30 if 'full, labels 30' in r.arms else 3}")(r)),)),
-    Claim("out_of_distribution", "dangers", "Fine-tuning everything gains on test images like the training ones and "
-                                            "loses on changed ones, against a linear probe.", "Kumar et al. (2022)",
+          _LABELS,
+          (Contrast("spread over seeds, 1 label per class against 30", values=_apart_by_labels),)))
+
+# %% ../../nbs/api/claims/03_dangers.ipynb #55f3659c
+_SHIFTED = study("shifted", dict(task="digits", labels=10, measure=["shifts"]),
+                 grid=dict(recipe=["linear_probe", "full", "lp_ft"]))
+_SHIFTS = (
+    Claim("out_of_distribution", "dangers",
+          "Fine-tuning everything gains on test images like the training ones and loses on changed ones, "
+          "against a linear probe.", "Kumar et al. (2022)",
           "Kumar et al.: over ten pairs of sets +2 points in and -7 out of distribution",
           "Five changes of handwritten digits; the network is pre-trained on distorted characters, so the "
-          "probe is strong.",
-          study("shifted", dict(task="digits", labels=10, measure=["shifts"]),
-                grid=dict(recipe=["linear_probe", "full", "lp_ft"])),
+          "probe is strong.", _SHIFTED,
           (Contrast("changed images", "full", "linear_probe", "less", shift_mean),
            Contrast("images like those trained on", "full", "linear_probe"))),
     Claim("probe_first", "dangers", "Fit a linear probe first, then fine-tune: this keeps accuracy on changed images.",
           "LP-FT (Kumar et al., 2022)",
           "Kumar et al.: over ten pairs of sets +1 in and +10 out of distribution, against fine-tuning",
-          "As for the claim before; the second part trains at a tenth of the rate.",
-          study("shifted", dict(task="digits", labels=10, measure=["shifts"]),
-                grid=dict(recipe=["linear_probe", "full", "lp_ft"])),
+          "As for the claim before; the second part trains at a tenth of the rate.", _SHIFTED,
           (Contrast("changed images", "lp_ft", "full", "more", shift_mean),
-           Contrast("images like those trained on", "lp_ft", "full"))),
-)
+           Contrast("images like those trained on", "lp_ft", "full"))))
+
+FEW = (*_CHANCE, *_SHIFTS)
 
 # %% ../../nbs/api/claims/03_dangers.ipynb #c3323297
 _TAIL = study("long_tail", dict(task="scripts", model="glyph_resnet", recipe="linear_probe", labels=None,
@@ -79,33 +88,42 @@ _TAIL = study("long_tail", dict(task="scripts", model="glyph_resnet", recipe="li
 _RARE = ("A long tail over 106 letters, the commonest 20 times as frequent as the rarest; a probe on frozen features; "
          "test and validation splits have all classes equally.")
 
+def _tail(arm, what="third of rarest classes"):
+    "`arm` against plain training on the rarest third of the classes."
+    return Contrast(what, arm, "plain", metric="test_tail_accuracy")
+
+def _tail_and_head(result):
+    "Plain training on the rarest third of the classes, and on the commonest."
+    return result.values("plain", "test_tail_accuracy"), result.values("plain", "test_head_accuracy")
+
 # %% ../../nbs/api/claims/03_dangers.ipynb #b76e7a02
 RARE = (
     Claim("tail_hidden", "dangers", "Overall accuracy hides how badly rare classes do.",
-          "Buda et al. (2018); every guide on imbalance", "ImageNet-LT, many/medium/few: 65.9 / 37.5 / 7.7 %", _RARE,
-          _TAIL, (Contrast("third of rarest classes against third of commonest, plain training", values=lambda r: (
-              r.values("plain", "test_tail_accuracy"), r.values("plain", "test_head_accuracy")), expect="less"),)),
+          "Buda et al. (2018); every guide on imbalance", "ImageNet-LT, many/medium/few: 65.9 / 37.5 / 7.7 %",
+          _RARE, _TAIL,
+          (Contrast("third of rarest classes against third of commonest, plain training",
+                    values=_tail_and_head, expect="less"),)),
     Claim("logit_adjustment", "dangers", "Logit adjustment, in training or after it, helps rare classes.",
           "Menon et al. (2021)", "ImageNet-LT: re-training the classifier, tail 7.7 to 27.4 %, head 65.9 to 61.8 %",
-          _RARE, _TAIL, (Contrast("third of rarest classes", "logit_adjusted", "plain", metric="test_tail_accuracy"),
-                         Contrast("third of rarest classes", "adjusted_after", "plain", metric="test_tail_accuracy"),
-                         Contrast("all classes, equally", "logit_adjusted", "plain", metric="test_balanced_accuracy"))),
+          _RARE, _TAIL,
+          (_tail("logit_adjusted"), _tail("adjusted_after"),
+           Contrast("all classes, equally", "logit_adjusted", "plain", metric="test_balanced_accuracy"))),
     Claim("weighted_loss", "dangers", "Weighting the loss by class frequency helps rare classes.",
           "scikit-learn's class_weight; Cui et al. (2019)", "Cui et al.: 1 to 4 points on CIFAR with long tails",
-          _RARE, _TAIL, (Contrast("third of rarest classes", "weighted", "plain", metric="test_tail_accuracy"),)),
+          _RARE, _TAIL, (_tail("weighted"),)),
     Claim("oversampling", "dangers", "Oversampling rare classes helps them.", "Buda et al. (2018)",
-          "Buda et al.: oversampling dominates in almost all settings, for networks trained from scratch", _RARE,
-          _TAIL, (Contrast("third of rarest classes", "oversampled", "plain", metric="test_tail_accuracy"),)),
-    Claim("synthetic_examples", "dangers", "Synthetic examples, by SMOTE in feature space or by mixup, "
-                                           "help rare classes.", "Chawla et al. (2002); Zhang et al. (2018)",
+          "Buda et al.: oversampling dominates in almost all settings, for networks trained from scratch",
+          _RARE, _TAIL, (_tail("oversampled"),)),
+    Claim("synthetic_examples", "dangers",
+          "Synthetic examples, by SMOTE in feature space or by mixup, help rare classes.",
+          "Chawla et al. (2002); Zhang et al. (2018)",
           "none at this scale", _RARE + " SMOTE re-trains the classifier on features.", _TAIL,
-          (Contrast("SMOTE, third of rarest classes", "smote", "plain", metric="test_tail_accuracy"),
-           Contrast("mixup, third of rarest classes", "mixup", "plain", metric="test_tail_accuracy"))),
+          (_tail("smote", "SMOTE, third of rarest classes"), _tail("mixup", "mixup, third of rarest classes"))),
     Claim("tail_for_head", "dangers", "What helps the tail costs the head.",
           "Menon et al. (2021); Kang et al. (2020)", "ImageNet-LT: head 65.9 to 61.8 %", _RARE, _TAIL,
-          (Contrast("third of commonest classes, logit adjustment", "logit_adjusted", "plain", "less",
-                    "test_head_accuracy"), Contrast("third of commonest classes, logits adjusted after training",
-                                                    "adjusted_after", "plain", "less", "test_head_accuracy"))))
+          tuple(Contrast(f"third of commonest classes, {how}", arm, "plain", "less", "test_head_accuracy")
+                for how, arm in (("logit adjustment", "logit_adjusted"),
+                                 ("logits adjusted after training", "adjusted_after")))))
 
 # %% ../../nbs/api/claims/03_dangers.ipynb #0532c4d9
 _LR, _MORE = [3e-4, 1e-3, 3e-3], [3e-4, 6e-4, 1e-3, 2e-3, 3e-3]
@@ -117,49 +135,55 @@ def _sequence(name, arms, trials, **shared):
 def _arm(method, *strengths):
     return dict(method=method, search=dict(lr=_LR, strength=list(strengths)) if strengths else dict(lr=_MORE))
 
-_CLASS = _sequence("class_incremental", dict(naive=_arm("naive"), joint=_arm("joint"), replay=_arm("replay", 5, 10, 20),
-                                             ewc=_arm("ewc", 100., 1000., 10000.), lwf=_arm("lwf", .3, 1., 3.),
-                                             l2_sp=_arm("l2_sp", .01, .03, .1),
-                                             lora=_arm("lora", 2, 4, 8), wise_ft=_arm("wise_ft", .35, .5, .65)), 5)
+_STRENGTHS = dict(naive=(), joint=(), replay=(5, 10, 20), ewc=(100., 1000., 10000.), lwf=(.3, 1., 3.),
+                  l2_sp=(.01, .03, .1), lora=(2, 4, 8), wise_ft=(.35, .5, .65))
+_CLASS = _sequence("class_incremental", {m: _arm(m, *s) for m, s in _STRENGTHS.items()}, 5)
 _THREE = _sequence("scenarios", {s: dict(scenario=s) for s in ("task", "domain", "class")}, 3)
 _PARTS = ("Five parts of two digits each, class-incremental: one head, no hint which part an item comes from. Five "
           "settings tried by each.")
 
 # %% ../../nbs/api/claims/03_dangers.ipynb #8822641b
-FORGETTING = (
-    Claim("forgetting", "dangers", "Fine-tuning on something new makes a network forget what it knew.",
-          "McCloskey and Cohen (1989); every review of continual learning",
-          "split MNIST, class-incremental (recalled): no remedy 19.9, all at once 97.9 %", _PARTS, _CLASS,
-          (Contrast("accuracy on earlier parts", "naive", "joint", "less", "old_accuracy"),
-           Contrast("loss on earlier parts since they were learned (BWT)",
-                    values=lambda r: (r.values("naive", "bwt"), [0.]*len(r.seeds)), expect="less"))),
-    Claim("replay", "dangers", "Replaying a few old examples beats penalties on the weights when "
-                               "classes arrive one after the other.", "van de Ven et al. (2022)",
+_FORGETS = Claim(
+    "forgetting", "dangers", "Fine-tuning on something new makes a network forget what it knew.",
+    "McCloskey and Cohen (1989); every review of continual learning",
+    "split MNIST, class-incremental (recalled): no remedy 19.9, all at once 97.9 %", _PARTS, _CLASS,
+    (Contrast("accuracy on earlier parts", "naive", "joint", "less", "old_accuracy"),
+     Contrast("loss on earlier parts since they were learned (BWT)",
+              values=lambda r: (r.values("naive", "bwt"), [0.]*len(r.seeds)), expect="less")))
+
+_SCENARIO = Claim(
+    "scenario", "dangers",
+    "How much is forgotten depends on the scenario: least if the task is known, "
+    "most if classes arrive one after the other.", "van de Ven et al. (2022)",
+    "split MNIST without remedy (recalled): task-incremental some 85, class-incremental 20 %",
+    "The same digits, network and updates; in the domain scenario the images change and the classes stay.", _THREE,
+    (Contrast("forgetting", "class", "task", "more", "forgetting"),
+     Contrast("forgetting", "class", "domain", "more", "forgetting")))
+
+# %% ../../nbs/api/claims/03_dangers.ipynb #21b34595
+_REMEDIES = (
+    Claim("replay", "dangers",
+          "Replaying a few old examples beats penalties on the weights when classes arrive one after the other.",
+          "van de Ven et al. (2022)",
           "split MNIST, class-incremental (recalled): EWC 20.0, LwF 23.9, replay some 70 points more",
           _PARTS + " Memory of 5 to 20 items per class.", _CLASS,
-          (Contrast("all parts", "replay", "ewc"), Contrast("all parts", "replay", "lwf"),
-           Contrast("all parts", "replay", "l2_sp"))),
+          tuple(Contrast("all parts", "replay", m) for m in ("ewc", "lwf", "l2_sp"))),
     Claim("penalties", "dangers", "Penalties and distillation (EWC, L2-SP, LwF) reduce forgetting.",
           "Kirkpatrick et al. (2017); Li and Hoiem (2018); Li et al. (2018)",
           "split MNIST, class-incremental (recalled): none 19.9, EWC 20.0, LwF 23.9", _PARTS, _CLASS,
           tuple(Contrast("all parts", m, "naive", margin=.02) for m in ("ewc", "l2_sp", "lwf"))),
     Claim("low_rank_forgets_less", "dangers", "Low-rank fine-tuning learns less and forgets less.",
-          "Biderman et al. (2024)", "Llama-2-7B, mathematics (second-hand): target .293 against .203, what it knew "
-                                    ".545 against .617", _PARTS, _CLASS,
+          "Biderman et al. (2024)",
+          "Llama-2-7B, mathematics (second-hand): target .293 against .203, what it knew .545 against .617",
+          _PARTS, _CLASS,
           (Contrast("accuracy on earlier parts", "lora", "naive", metric="old_accuracy", margin=.02),
            Contrast("accuracy on the newest part", "lora", "naive", "less", "new_accuracy", margin=.02))),
     Claim("averaging_forgets_less", "dangers",
           "Averaging the weights with those before (WiSE-FT) keeps what the network knew.",
           "Wortsman et al. (2022)", "Wortsman et al.: 4 to 6 points on shifted ImageNets", _PARTS, _CLASS,
-          (Contrast("accuracy on earlier parts", "wise_ft", "naive", metric="old_accuracy", margin=.02),)),
-    Claim("scenario", "dangers", "How much is forgotten depends on the scenario: least if the task is known, "
-                                 "most if classes arrive one after the other.", "van de Ven et al. (2022)",
-          "split MNIST without remedy (recalled): task-incremental some 85, class-incremental 20 %",
-          "The same digits, network and updates; in the domain scenario the images change and the classes stay.",
-          _THREE,
-          (Contrast("forgetting", "class", "task", "more", "forgetting"),
-           Contrast("forgetting", "class", "domain", "more", "forgetting"))),
-)
+          (Contrast("accuracy on earlier parts", "wise_ft", "naive", metric="old_accuracy", margin=.02),)))
+
+FORGETTING = (_FORGETS, *_REMEDIES, _SCENARIO)
 
 # %% ../../nbs/api/claims/03_dangers.ipynb #1d2f2d4e
 DANGERS = (*FEW, *RARE, *FORGETTING)

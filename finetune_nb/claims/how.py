@@ -30,8 +30,17 @@ def spread(arms):
 _MODELS = ("zoo_resnet_long", "zoo_efficientnet", "zoo_convnext", "zoo_vit")
 _RECIPES = ("full", "discriminative", "gradual")
 
+def _probe_and_full(name, model):
+    "Arms: a linear probe and full fine-tuning of `model`."
+    return {f"{name}, probe": dict(model=model, recipe="linear_probe"),
+            f"{name}, full": dict(model=model, recipe="full")}
+
+_RANDOM = {"random, probe": dict(recipe=dict(name="random_probe", start="random", phases=[dict(train="head")],
+                                             search=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1])),
+           "random, full": dict(recipe="scratch")}
+
 # %% ../../nbs/api/claims/02_how.ipynb #65e4f0cc
-MODELS_AND_DATA = (
+_PRETRAINING = (
     Claim("pretraining_matters", "how", "How long and on how much a network was pre-trained decides what it is worth.",
           "scaling studies; Kornblith et al. (2019)",
           "Kolesnikov et al. (2020): more pre-training data help only with larger networks",
@@ -46,22 +55,28 @@ MODELS_AND_DATA = (
           "Characters, photographs and random weights for a task of letters; the photographs are crops of two "
           "pictures. Same architecture and steps.",
           study("closeness", dict(task="scripts", labels=10),
-                arms={f"{what}, {how}": dict(model=m, recipe=r) for what, m in (("characters", NET), (
-                    "photographs", "zoo_resnet_photos")) for how, r in (("probe", "linear_probe"), ("full", "full"))}
-                | {"random, probe": dict(recipe=dict(name="random_probe", start="random", phases=[dict(train="head")],
-                                                     search=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1])),
-                   "random, full": dict(recipe="scratch")}),
+                arms=(_probe_and_full("characters", NET) | _probe_and_full("photographs", "zoo_resnet_photos")
+                      | _RANDOM)),
           tuple(Contrast("", f"{a}, {how}", f"{b}, {how}") for how in ("probe", "full")
-                for a, b in (("characters", "photographs"), ("photographs", "random")))),
-    Claim("choice_of_model", "how", "Which pre-trained model is chosen matters more than how it is fine-tuned.",
-          "practitioners' guides; timm's leaderboards", "none for networks of this size",
-          "Four small architectures against three recipes; the best and the worst of each are picked on validation. "
-          "Other models and recipes may lie closer or further apart.",
-          study("choice_of_model", dict(task="scripts", labels=10),
-                arms={m: dict(model=m) for m in _MODELS} | {r: dict(recipe=r) for r in _RECIPES[1:]}),
-          (Contrast("best model against worst", picked(_MODELS), picked(_MODELS, False)),
-           Contrast("best minus worst of the models, against best minus worst of the recipes",
-                    values=lambda r: (spread(_MODELS)(r), spread((NET, *_RECIPES[1:]))(r))))),
+                for a, b in (("characters", "photographs"), ("photographs", "random")))))
+
+# %% ../../nbs/api/claims/02_how.ipynb #3be4e676
+def _spreads(result):
+    "For each seed, best minus worst of the models and best minus worst of the recipes."
+    return spread(_MODELS)(result), spread((NET, *_RECIPES[1:]))(result)
+
+_CHOICE = Claim(
+    "choice_of_model", "how", "Which pre-trained model is chosen matters more than how it is fine-tuned.",
+    "practitioners' guides; timm's leaderboards", "none for networks of this size",
+    "Four small architectures against three recipes; the best and the worst of each are picked on validation. "
+    "Other models and recipes may lie closer or further apart.",
+    study("choice_of_model", dict(task="scripts", labels=10),
+          arms={m: dict(model=m) for m in _MODELS} | {r: dict(recipe=r) for r in _RECIPES[1:]}),
+    (Contrast("best model against worst", picked(_MODELS), picked(_MODELS, False)),
+     Contrast("best minus worst of the models, against best minus worst of the recipes", values=_spreads)))
+
+# %% ../../nbs/api/claims/02_how.ipynb #e5cc3123
+_DATA = (
     Claim("quality_over_quantity", "how", "A few correct labels are worth more than many wrong ones.",
           "data-centric AI; Northcutt et al. (2021)", "Northcutt et al.: in benchmarks some 3 % of labels are wrong",
           "Wrong labels are drawn evenly over the other classes, which is the mildest kind.",
@@ -78,14 +93,20 @@ MODELS_AND_DATA = (
                 arms=dict(distinct=dict(change=[{"subset": {"share": .1}}]),
                           copied=dict(change=[{"duplicates": {"share": .9}}]), all_distinct={})),
           (Contrast("about ten distinct images per class, each once or ten times", "copied", "distinct", "same",
-                    margin=.02), Contrast("as many items, all distinct", "all_distinct", "copied"))),
-)
+                    margin=.02),
+           Contrast("as many items, all distinct", "all_distinct", "copied"))))
+
+MODELS_AND_DATA = (*_PRETRAINING, _CHOICE, *_DATA)
 
 # %% ../../nbs/api/claims/02_how.ipynb #adffc0ae
 _RATES = (3e-4, 3e-3, 3e-2)
 
+def _batches(steps):
+    "Arms by size of a batch, from {size: steps}."
+    return {f"batch {b}": dict(bs=b, steps=n) for b, n in steps.items()}
+
 # %% ../../nbs/api/claims/02_how.ipynb #7660caca
-SETTINGS = (
+_RATE_AND_BATCH = (
     Claim("learning_rate", "how", "The learning rate is the setting that matters most.",
           "Smith (2018); Bengio (2012)", "Bengio: if only one setting can be tuned, tune the rate",
           "Rates ten times above and below the one that validation picks.",
@@ -95,50 +116,60 @@ SETTINGS = (
     Claim("batch_size", "how", "Small batches generalise better.", "Keskar et al. (2017); Masters and Luschi (2018)",
           "Shallue et al. (2019): at equal effort of tuning no such effect",
           "As many images for every arm, so that small batches take more steps; each has its own rate.",
-          study("batch_size", dict(task="digits", labels=30), arms={
-              "batch 8": dict(bs=8, steps=256), "batch 32": dict(bs=32, steps=64), "batch 128": dict(bs=128, steps=16)},
-                profiles=dict(smoke=dict(arms={"batch 8": dict(bs=8, steps=8), "batch 32": dict(bs=32, steps=6),
-                                               "batch 128": dict(bs=128, steps=6)}),
-                              full=dict(arms={f"batch {b}": dict(bs=b, steps=32_000//b) for b in (8, 32, 128)}))),
+          study("batch_size", dict(task="digits", labels=30), arms=_batches({8: 256, 32: 64, 128: 16}),
+                profiles=dict(smoke=dict(arms=_batches({8: 8, 32: 6, 128: 6})),
+                              full=dict(arms=_batches({b: 32_000//b for b in (8, 32, 128)})))),
           (Contrast("8 against 128 images per batch", "batch 8", "batch 128"),
-           Contrast("8 against 32", "batch 8", "batch 32"))),
+           Contrast("8 against 32", "batch 8", "batch 32"))))
+
+# %% ../../nbs/api/claims/02_how.ipynb #8582305e
+def _full_and(recipe):
+    "Arms: full fine-tuning and `recipe`, on both tasks with three labels per class."
+    arms = {}
+    for task in ("scripts", "digits"):
+        arms[f"{task}, full"] = dict(task=task, labels=3)
+        arms[f"{task}, {recipe}"] = dict(task=task, labels=3, recipe=recipe)
+    return arms
+
+def _against_full(recipe):
+    "`recipe` against full fine-tuning, on both tasks."
+    return tuple(Contrast(f"{t}, 3 labels", f"{t}, {recipe}", f"{t}, full") for t in ("scripts", "digits"))
+
+# %% ../../nbs/api/claims/02_how.ipynb #c3557267
+_LAYERS = (
     Claim("discriminative_rates", "how", "Layers near the input should learn more slowly.",
           "ULMFiT (Howard and Ruder, 2018); fastai's slice(lo, hi)",
           "ULMFiT: error 6.87 to 5.57 (IMDb), 6.86 to 6.21 (TREC-6), 5.81 to 5.62 (AG)",
-          "Six groups, each 2.6 times slower than the one above.", study("discriminative_rates", dict(), arms={
-              "scripts, full": dict(task="scripts", labels=3), "scripts, discriminative": dict(
-                  task="scripts", labels=3, recipe="discriminative"), "digits, full": dict(task="digits", labels=3),
-              "digits, discriminative": dict(task="digits", labels=3, recipe="discriminative")}),
-          (Contrast("scripts, 3 labels", "scripts, discriminative", "scripts, full"),
-           Contrast("digits, 3 labels", "digits, discriminative", "digits, full"))),
+          "Six groups, each 2.6 times slower than the one above.",
+          study("discriminative_rates", dict(), arms=_full_and("discriminative")), _against_full("discriminative")),
     Claim("gradual_unfreezing", "how", "Unfreeze gradually, from the top.", "ULMFiT (Howard and Ruder, 2018)",
           "ULMFiT: error 6.87 to 6.37 (IMDb), 6.86 both times (TREC-6), 5.81 both times (AG)",
           "As many steps as full fine-tuning, one more group from the top in each part.",
-          study("gradual_unfreezing", dict(),
-                arms={"scripts, full": dict(task="scripts", labels=3), "scripts, gradual":
-                      dict(task="scripts", labels=3, recipe="gradual"), "digits, full": dict(task="digits", labels=3),
-                      "digits, gradual": dict(task="digits", labels=3, recipe="gradual")}),
-          (Contrast("scripts, 3 labels", "scripts, gradual", "scripts, full"),
-           Contrast("digits, 3 labels", "digits, gradual", "digits, full"))),
-    Claim("slanted_triangle", "how", "Slanted triangular rates beat other schedules.",
-          "ULMFiT (Howard and Ruder, 2018)",
-          "ULMFiT, with freezing: error 6.37 to 5.04 (IMDb), 6.86 to 6.02 (TREC-6), 5.81 to 5.35 (AG), "
-          "against a constant rate", "Against one cycle (Smith, 2018), the schedule that fastai uses.",
-          study("slanted_triangle", dict(labels=10), grid=dict(task=["digits", "scripts"], recipe=["full", "stlr"])),
-          (Contrast("digits", "digits, stlr", "digits, full"), Contrast("scripts", "scripts, stlr", "scripts, full"))))
+          study("gradual_unfreezing", dict(), arms=_full_and("gradual")), _against_full("gradual")))
+
+_SCHEDULE = Claim(
+    "slanted_triangle", "how", "Slanted triangular rates beat other schedules.", "ULMFiT (Howard and Ruder, 2018)",
+    "ULMFiT, with freezing: error 6.37 to 5.04 (IMDb), 6.86 to 6.02 (TREC-6), 5.81 to 5.35 (AG), "
+    "against a constant rate",
+    "Against one cycle (Smith, 2018), the schedule that fastai uses.",
+    study("slanted_triangle", dict(labels=10), grid=dict(task=["digits", "scripts"], recipe=["full", "stlr"])),
+    (Contrast("digits", "digits, stlr", "digits, full"), Contrast("scripts", "scripts, stlr", "scripts, full")))
+
+SETTINGS = (*_RATE_AND_BATCH, *_LAYERS, _SCHEDULE)
 
 # %% ../../nbs/api/claims/02_how.ipynb #9c1d601a
-_LR = [1e-3, 3e-3, 1e-2]
 # six trials each: rates alone, or rates and strengths
+_LR, _MORE = [1e-3, 3e-3, 1e-2], [5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2]
 _BRAKES = study("brakes", dict(task="digits", labels=3, weight_decay=0., measure=["fit"]), trials=6, arms=dict(
-    none=dict(search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2])),
-    dropout=dict(search=dict(lr=_LR, dropout=[.2, .5])), l1=dict(search=dict(lr=_LR, l1=[1e-2, 1e-1])),
+    none=dict(search=dict(lr=_MORE)),
+    dropout=dict(search=dict(lr=_LR, dropout=[.2, .5])),
+    l1=dict(search=dict(lr=_LR, l1=[1e-2, 1e-1])),
     l2=dict(search=dict(lr=_LR, weight_decay=[.1, 1.])),
-    l2_sp=dict(recipe="l2_sp", search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2])),
-    early_stop=dict(recipe=dict(name="early_stop", early_stop=dict(checks=12, patience=3)),
-                    search=dict(lr=[5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2]))))
+    l2_sp=dict(recipe="l2_sp", search=dict(lr=_MORE)),
+    early_stop=dict(recipe=dict(name="early_stop", early_stop=dict(checks=12, patience=3)), search=dict(lr=_MORE))))
 _FEW = "Three labels per class, where a network fits its training images within a few steps."
 
+# %% ../../nbs/api/claims/02_how.ipynb #29ed9e57
 BRAKES = (
     Claim("weight_decay", "how", "Weight decay (L2) helps against overfitting.",
           "every textbook; Loshchilov and Hutter (2019)", "none at this scale",
@@ -155,8 +186,7 @@ BRAKES = (
     Claim("early_stopping", "how", "Stop early, when the validation loss no longer falls.",
           "Prechelt (1998); every course", "none at this scale",
           _FEW + " Twelve looks at the validation split, patience of three; the best weights are kept.", _BRAKES,
-          (Contrast("early stopping against the whole run", "early_stop", "none"),)),
-)
+          (Contrast("early stopping against the whole run", "early_stop", "none"),)))
 
 # %% ../../nbs/api/claims/02_how.ipynb #74f38815
 HOW = (*MODELS_AND_DATA, *SETTINGS, *BRAKES)

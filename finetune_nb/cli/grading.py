@@ -21,49 +21,56 @@ def _doctor(a):
     s, rows = settings(a.settings), readiness(a.settings, a.quick)
     lines, data = readiness_lines(rows), {k: v for r in rows for k, v in r["data"].items()}
     if a.json:
+        trouble = [f"{r['check']}: {r['found']}; {r['do']}" for r in rows if r["ok"] is False]
         return dict(finetune_nb=finetune_nb.__version__, python=platform.python_version(),
                     system=platform.platform(terse=True), **data, settings_file=s.file, settings=dict(s), checks=rows,
-                    ready=lines[-1] == "ready",
-                    trouble=[f"{r['check']}: {r['found']}; {r['do']}" for r in rows if r["ok"] is False])
-    print(
-        f"finetune_nb {finetune_nb.__version__}; settings: {s.file or 'defaults (no settings.ini above this folder)'}")
+                    ready=lines[-1] == "ready", trouble=trouble)
+    file = s.file or "defaults (no settings.ini above this folder)"
+    print(f"finetune_nb {finetune_nb.__version__}; settings: {file}")
     for section in dict.fromkeys(k.section for k in SCHEMA.values()):
-        print(f"    [{section}] "
-              + ", ".join(f"{k} = {'auto' if s[k] is None else s[k]}" for k in SCHEMA if SCHEMA[k].section == section))
+        said = {k: "auto" if s[k] is None else s[k] for k in SCHEMA if SCHEMA[k].section == section}
+        print(f"    [{section}] " + ", ".join(f"{k} = {v}" for k, v in said.items()))
     print(*lines, sep="\n")
 
 # %% ../../nbs/api/cli/01_grading.ipynb #c1100019
-@command("new",
-         arg("folder", metavar="NAME", help="folder to be made"),
-         arg("--kind", required=True, choices=["image", "text", "rag", "task"],
-             help="image: a folder of class folders; text: a table of texts and classes; rag: a folder of documents; "
-                  "task: a name of list tasks"),
-         arg("--data", metavar="PATH", help="your data; default: what comes with the kit"),
-         arg("--questions", metavar="FILE", help="rag: csv with columns question, answer and, if known, passage"),
-         arg("--text", metavar="COLUMN", help="text: column that holds the texts"),
-         arg("--label", metavar="COLUMN", help="text: column that holds the classes"),
-         arg("--model", help="bundled name, hub name, or a model's folder; default: what the notebook finds best"),
-         arg("--weights", metavar="FILE", help="safetensors file with the model's weights"),
-         PROFILE,
-         arg("--run", action="store_true", help="also run it, unattended, down to report.html"))
+_NEW = (
+    arg("folder", metavar="NAME", help="folder to be made"),
+    arg("--kind", required=True, choices=["image", "text", "rag", "task"],
+        help="image: a folder of class folders; text: a table of texts and classes; rag: a folder of documents; "
+             "task: a name of list tasks"),
+    arg("--data", metavar="PATH", help="your data; default: what comes with the kit"),
+    arg("--questions", metavar="FILE", help="rag: csv with columns question, answer and, if known, passage"),
+    arg("--text", metavar="COLUMN", help="text: column that holds the texts"),
+    arg("--label", metavar="COLUMN", help="text: column that holds the classes"),
+    arg("--model", help="bundled name, hub name, or a model's folder; default: what the notebook finds best"),
+    arg("--weights", metavar="FILE", help="safetensors file with the model's weights"),
+    PROFILE,
+    arg("--run", action="store_true", help="also run it, unattended, down to report.html"))
+
+# %% ../../nbs/api/cli/01_grading.ipynb #0b1e8d63
+@command("new", *_NEW)
 def _new(a):
     "Make a small notebook project about your own data."
     from pathlib import Path
     from finetune_nb.projects.new import new_project
     got = new_project(a.folder, a.kind, data=a.data, questions=a.questions, text=a.text, label=a.label, model=a.model,
                       weights=a.weights, profile=a.profile, settings_file=a.settings)
-    out = dict(project=str(got["folder"]), kind=a.kind, notebook=str(got["notebook"]), found=got["found"])
+    folder, script = got["folder"], Path(a.folder)/"run.py"
+    out = dict(project=str(folder), kind=a.kind, notebook=str(got["notebook"]), found=got["found"])
     if not a.json:
-        print(f"{got['folder']}: project.ipynb, README.md, settings.ini, run.py", *(f"  {l}" for l in got["found"]),
+        print(f"{folder}: project.ipynb, README.md, settings.ini, run.py", *(f"  {l}" for l in got["found"]),
               sep="\n", flush=True)
-    if a.run:
-        from finetune_nb.projects.run import run_project
-        try: done = run_project(got["folder"], lambda line: print(line, file=sys.stderr, flush=True))
-        except KeyboardInterrupt: raise KeyboardInterrupt(f"python {Path(a.folder)/'run.py'}") from None
-        out |= dict(report=str(done["report"]), seconds=done["seconds"])
-        if not a.json: print(f"{done['report']} ({done['seconds']:.0f} s)")
-    elif not a.json: print(f"next: python {Path(a.folder)/'run.py'}, or open {got['notebook']} in JupyterLab")
+    if a.run: out |= _run_project(folder, script, quiet=a.json)
+    elif not a.json: print(f"next: python {script}, or open {got['notebook']} in JupyterLab")
     if a.json: return out
+
+def _run_project(folder, script, quiet):
+    "Run a project; -> its report and how long it took. After an interruption its script goes on."
+    from finetune_nb.projects.run import run_project
+    try: done = run_project(folder, lambda line: print(line, file=sys.stderr, flush=True))
+    except KeyboardInterrupt: raise KeyboardInterrupt(f"python {script}") from None
+    if not quiet: print(f"{done['report']} ({done['seconds']:.0f} s)")
+    return dict(report=str(done["report"]), seconds=done["seconds"])
 
 # %% ../../nbs/api/cli/01_grading.ipynb #c110001b
 @command("bundle-class",
@@ -83,8 +90,9 @@ def _bundle_class(a):
                        warm=a.warm, source=False if a.no_labs else a.source)
     if a.json: return got | dict(path=str(got["path"]))
     print(f"{got['path']}: {got['files']} files, {got['bytes']/1e6:.1f} MB; labs: {', '.join(got['labs']) or 'none'}",
-          *(f"  {n}" for n in got["notes"]), "next: on a machine like the students', python -m pip download --no-deps "
-                                             "-d wheels -r wheels.txt (see wheels.txt in it)", sep="\n")
+          *(f"  {n}" for n in got["notes"]),
+          "next: on a machine like the students', "
+          "python -m pip download --no-deps -d wheels -r wheels.txt (see wheels.txt in it)", sep="\n")
 
 # %% ../../nbs/api/cli/01_grading.ipynb #1e6b3715
 _LAB = (arg("--class", dest="class_dir", required=True, metavar="DIR", help="folder of the class"), JSON)

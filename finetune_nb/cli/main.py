@@ -22,8 +22,7 @@ def _rows(what, a):
     if what == "tasks":
         from finetune_nb.data.registry import TASKS, load_task
         return [dict(task=n, target=t.target.name, outputs=t.target.n_outputs,
-                     **{s: len(t.targets[s]) for s in ("train", "valid", "test")},
-                     max_labels=t.max_budget,
+                     **{s: len(t.targets[s]) for s in ("train", "valid", "test")}, max_labels=t.max_budget,
                      source=t.source, licence=t.licence) for n, t in ((n, load_task(n)) for n in TASKS)]
     if what == "models":
         from finetune_nb.models.catalogue import list_models
@@ -57,23 +56,26 @@ def _files(paths):
     return [f"{n:13} {p}" for n, p in paths.items()]
 
 # %% ../../nbs/api/cli/02_main.ipynb #f83c3b1b
-@command("compare",
-         arg("task", metavar="TASK", help="a name of list tasks, a folder of photos, or a csv file of texts"),
-         arg("--recipes", metavar="A,B",
-             help="names, sums (gradual + l2_sp) or .yaml files, separated by commas; default: the basic six"),
-         arg("--labels", type=count_or_all, default=10, metavar="N",
-             help="labelled training items per class, or 'all' (default 10)"),
-         arg("--seeds", metavar="K", help="repetitions of every recipe"),
-         arg("--model", help="bundled name, timm or transformers name, or a model's folder (default glyph_resnet for "
-                             "images, docs_lm for texts)"),
-         arg("--weights", metavar="FILE", help="safetensors file with the model's weights"),
-         arg("--size", type=int, metavar="PIXELS", help="side of the pictures; default: what the model was trained on"),
-         arg("--reference", metavar="RECIPE", help="recipe to compare with (default full)"),
-         arg("--margin", type=amount,
-             help="differences of at most this do not matter (default: what the metric says, 0.01 for an accuracy)"),
-         PROFILE,
-         out_folder("compare_TASK"),
-         arg("--skip-bad", action="store_true", help="leave unreadable photos out instead of stopping"))
+_COMPARE = (
+    arg("task", metavar="TASK", help="a name of list tasks, a folder of photos, or a csv file of texts"),
+    arg("--recipes", metavar="A,B",
+        help="names, sums (gradual + l2_sp) or .yaml files, separated by commas; default: the basic six"),
+    arg("--labels", type=count_or_all, default=10, metavar="N",
+        help="labelled training items per class, or 'all' (default 10)"),
+    arg("--seeds", metavar="K", help="repetitions of every recipe"),
+    arg("--model", help="bundled name, timm or transformers name, or a model's folder (default glyph_resnet for "
+                        "images, docs_lm for texts)"),
+    arg("--weights", metavar="FILE", help="safetensors file with the model's weights"),
+    arg("--size", type=int, metavar="PIXELS", help="side of the pictures; default: what the model was trained on"),
+    arg("--reference", metavar="RECIPE", help="recipe to compare with (default full)"),
+    arg("--margin", type=amount,
+        help="differences of at most this do not matter (default: what the metric says, 0.01 for an accuracy)"),
+    PROFILE,
+    out_folder("compare_TASK"),
+    arg("--skip-bad", action="store_true", help="leave unreadable photos out instead of stopping"))
+
+# %% ../../nbs/api/cli/02_main.ipynb #53230348
+@command("compare", *_COMPARE)
 def _compare(a):
     "Measure recipes against each other on a task; writes table, figures and report.html."
     from pathlib import Path
@@ -94,23 +96,25 @@ def _compare(a):
     print(got.table().to_string(), "", *conclusions(got), "", *_files(paths), sep="\n")
 
 # %% ../../nbs/api/cli/02_main.ipynb #c1100028
-@command("showdown",
-         arg("--arms", metavar="A,B",
-             help="some of base, rag, ft_once, ft_many, ft_replay, lora, ft_rag, raft, oracle; default: all"),
-         arg("--seeds", metavar="K", help="number of made-up worlds"),
-         arg("--model", default="world_lm",
-             help="bundled name, folder or hub name of a causal language model (default world_lm)"),
-         arg("--passages", type=count, default=3, metavar="K", help="passages that a search hands over (default 3)"),
-         arg("--search", default="bm25", choices=["bm25", "dense", "hybrid"],
-             help="how passages are found (default bm25)"),
-         arg("--recipe", help="how the trained arms train: a recipe's name or .yaml file (default full)"),
-         arg("--reference", metavar="ARM", default="rag", help="arm to compare with (default rag)"),
-         arg("--margin", type=share, default=0.02, help="differences of at most this do not matter (default 0.02)"),
-         arg("--corpus", metavar="PATH", help="your own documents instead of made-up worlds: a folder of .md, .txt, "
-                                              ".pdf or .csv, a SQuAD file, or docs"),
-         arg("--questions", metavar="FILE", help="csv with columns question, answer and, if known, passage"),
-         PROFILE,
-         out_folder("showdown"))
+_SHOWDOWN = (
+    arg("--arms", metavar="A,B",
+        help="some of base, rag, ft_once, ft_many, ft_replay, lora, ft_rag, raft, oracle; default: all"),
+    arg("--seeds", metavar="K", help="number of made-up worlds"),
+    arg("--model", default="world_lm",
+        help="bundled name, folder or hub name of a causal language model (default world_lm)"),
+    arg("--passages", type=count, default=3, metavar="K", help="passages that a search hands over (default 3)"),
+    arg("--search", default="bm25", choices=["bm25", "dense", "hybrid"], help="how passages are found (default bm25)"),
+    arg("--recipe", help="how the trained arms train: a recipe's name or .yaml file (default full)"),
+    arg("--reference", metavar="ARM", default="rag", help="arm to compare with (default rag)"),
+    arg("--margin", type=share, default=0.02, help="differences of at most this do not matter (default 0.02)"),
+    arg("--corpus", metavar="PATH",
+        help="your own documents instead of made-up worlds: a folder of .md, .txt, .pdf or .csv, a SQuAD file, or docs"),
+    arg("--questions", metavar="FILE", help="csv with columns question, answer and, if known, passage"),
+    PROFILE,
+    out_folder("showdown"))
+
+# %% ../../nbs/api/cli/02_main.ipynb #e4f50c39
+@command("showdown", *_SHOWDOWN)
 def _showdown(a):
     "Measure retrieval, fine-tuning and both against each other; writes table, figures and report.html."
     from pathlib import Path
@@ -165,13 +169,14 @@ def _claims(a):
     from finetune_nb.claims.report import save_claims
     from finetune_nb.claims.run import run_claims
     writable_folder(out)
-    each = (lambda f: print(f"{f.claim.name} ({f.seconds:.0f} s): {f.sentence()}",
-                            file=sys.stderr if a.json else sys.stdout, flush=True))
+    def each(f):
+        print(f"{f.claim.name} ({f.seconds:.0f} s): {f.sentence()}", file=sys.stderr if a.json else sys.stdout,
+              flush=True)
     found = run_claims(a.names or None, a.profile, a.seeds, "shuffle_labels" if a.shuffle_labels else (), a.settings,
                        a.backend, a.address, each)
     paths = save_claims(found, out, s.profile)
-    if a.json:
-        return dict(profile=s.profile, claims=[f.to_dict() for f in found], files={n: str(p) for n, p in paths.items()})
+    files = {n: str(p) for n, p in paths.items()}
+    if a.json: return dict(profile=s.profile, claims=[f.to_dict() for f in found], files=files)
     print("", *_files(paths), sep="\n")
 
 # %% ../../nbs/api/cli/02_main.ipynb #64dc71c5

@@ -8,6 +8,8 @@ __all__ = ['Board']
 # %% ../../nbs/api/core/09_progress_board.ipynb #8446f6e4
 import time
 
+from fastcore.basics import patch
+
 from .progress import progress
 
 # %% ../../nbs/api/core/09_progress_board.ipynb #a75ef212
@@ -23,10 +25,9 @@ class Board:
         quiet=False, # draw nothing?
         clock=time.monotonic, # seconds
     ):
-        self.total, self.kept, self.workers, self.what, self.quiet, self.clock = (total, kept, workers, what,
-                                                                                  quiet, clock)
-        self.counts, self.running, self.began, self.bar, self.elsewhere = (dict(done=0, diverged=0, failed=0), set(),
-                                                                           clock(), None, 0)
+        self.total, self.kept, self.workers, self.what, self.quiet = total, kept, workers, what, quiet
+        self.clock, self.began, self.bar = clock, clock(), None
+        self.running, self.elsewhere, self.counts = set(), 0, dict(done=0, diverged=0, failed=0)
 
     def start(self, name):
         "A run has begun."
@@ -39,34 +40,43 @@ class Board:
         else: self.elsewhere += 1
         self._draw()
 
-    @property
-    def left(self): return self.total - sum(self.counts.values())
+# %% ../../nbs/api/core/09_progress_board.ipynb #f1939bdd
+@patch(as_prop=True)
+def left(self:Board) -> int:
+    "Runs that have not ended yet."
+    return self.total - sum(self.counts.values())
 
-    def seconds_left(self):
-        "Estimated from the runs that have ended; None before the first."
-        ended = sum(self.counts.values())
-        return (self.clock() - self.began) / ended * self.left if ended else None
+@patch
+def seconds_left(self:Board) -> float|None:
+    "Estimated from the runs that have ended; None before the first."
+    ended = sum(self.counts.values())
+    return (self.clock() - self.began) / ended * self.left if ended else None
 
-    def text(self):
-        "The board as one line."
-        s, parts = (self.seconds_left(),
-                    [f"{self.counts['done']} done" + (f" ({self.kept} before)" if self.kept else "")])
-        if self.running: parts.append(f"{len(self.running)} running")
-        parts += [f"{self.counts[k]} {k}" for k in ("diverged", "failed") if self.counts[k]]
-        if s is not None and self.left: parts.append(f"{int(s)//60}:{int(s)%60:02} left")
-        return ", ".join(parts)
+@patch
+def text(self:Board) -> str:
+    "The board as one line."
+    before = f" ({self.kept} before)" if self.kept else ""
+    parts, s = [f"{self.counts['done']} done{before}"], self.seconds_left()
+    if self.running: parts.append(f"{len(self.running)} running")
+    parts += [f"{self.counts[k]} {k}" for k in ("diverged", "failed") if self.counts[k]]
+    if s is not None and self.left: parts.append(f"{int(s)//60}:{int(s)%60:02} left")
+    return ", ".join(parts)
 
-    def watch(self, finished):
-        "Iterate over finished runs behind the bar."
-        def each():
-            for item in finished: self._draw(); yield item
-        shown = progress(each(), self.total, what=self.what, quiet=self.quiet or not self.total, on_bar=self._take)
-        try: yield from shown
-        finally: self.bar = None
+# %% ../../nbs/api/core/09_progress_board.ipynb #bfec7022
+@patch
+def watch(self:Board, finished):
+    "Iterate over finished runs behind the bar."
+    def each():
+        for item in finished: self._draw(); yield item
+    shown = progress(each(), self.total, what=self.what, quiet=self.quiet or not self.total, on_bar=self._take)
+    try: yield from shown
+    finally: self.bar = None
 
-    def _take(self, bar): self.bar = bar; self._draw()
+@patch
+def _take(self:Board, bar): self.bar = bar; self._draw()
 
-    def _draw(self):
-        if self.bar is None: return
-        if hasattr(self.bar, "set_postfix_str"): self.bar.set_postfix_str(self.text())  # tqdm
-        else: self.bar.comment = f"{self.what}: {self.text()}"  # fastprogress
+@patch
+def _draw(self:Board):
+    if self.bar is None: return
+    if hasattr(self.bar, "set_postfix_str"): self.bar.set_postfix_str(self.text())  # tqdm
+    else: self.bar.comment = f"{self.what}: {self.text()}"  # fastprogress

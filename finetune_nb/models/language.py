@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from ..core.errors import FileError, ModelError
 from ..core.files import content_hash, write_json
@@ -45,6 +46,14 @@ class PieceTokenizer:
         self.pieces, self.key = lru_cache(100_000)(self._pieces), content_hash(self.vocab)
     pad_id = SPECIALS.index("xxpad")
 
+    def __call__(self, texts, max_length=None): return [self.encode(t, max_length) for t in texts]
+
+    def encode(self, text, max_length=None):
+        "The ids of one text, `max_length` of them at most."
+        # A token is at least one character, so the tail of a long text need not be looked at.
+        return [i for w in split_words(text if max_length is None else text[:40*max_length])
+                for i in self.pieces(w)][:max_length]
+
     def _pieces(self, word):
         "The ids of one word: the longest known beginning, then the rest likewise."
         bare = word[1:] if word[1:3] == "xx" else word
@@ -56,28 +65,23 @@ class PieceTokenizer:
             word = word[n or 1:]
         return tuple(out)
 
-    def __call__(self, texts, max_length=None): return [self.encode(t, max_length) for t in texts]
+# %% ../../nbs/api/models/06_language.ipynb #c90b1a06
+@patch
+def decode(self:PieceTokenizer, ids) -> str:
+    "Readable text for a list of ids."
+    text, mark = "", None
+    for p in (self.vocab[int(i)] for i in ids):
+        if p in ("xxmaj", "xxup"): mark = str.capitalize if p == "xxmaj" else str.upper; continue
+        if p in ("xxbos", "xxpad"): continue
+        space, p = (" ", p.lstrip("▁")) if p.startswith(("▁", "xx")) else ("", p)
+        text += space + (mark(p) if mark and p else p)
+        mark = mark if not p else None
+    return text.strip()
 
-    def encode(self, text, max_length=None):
-        "The ids of one text, `max_length` of them at most."
-        # A token is at least one character, so the tail of a long text need not be looked at.
-        return [i for w in split_words(text if max_length is None else text[:40*max_length])
-                for i in self.pieces(w)][:max_length]
-
-    def save(self, folder):
-        "Write the pieces to vocab.json in `folder`."
-        write_json(Path(folder)/"vocab.json", self.vocab)
-
-    def decode(self, ids):
-        "Readable text for a list of ids."
-        text, mark = "", None
-        for p in (self.vocab[int(i)] for i in ids):
-            if p in ("xxmaj", "xxup"): mark = str.capitalize if p == "xxmaj" else str.upper; continue
-            if p in ("xxbos", "xxpad"): continue
-            space, p = (" ", p.lstrip("▁")) if p.startswith(("▁", "xx")) else ("", p)
-            text += space + (mark(p) if mark and p else p)
-            mark = mark if not p else None
-        return text.strip()
+@patch
+def save(self:PieceTokenizer, folder) -> None:
+    "Write the pieces to vocab.json in `folder`."
+    write_json(Path(folder)/"vocab.json", self.vocab)
 
 # %% ../../nbs/api/models/06_language.ipynb #584b5466
 def language_model(

@@ -104,24 +104,15 @@ def load_pretrained(
 ): # -> torch.nn.Module with .kit_config
     "Build the network `name` with a new classifier (or its own) and its pre-trained weights."
     folder, digest, own = model_folder(name), None, num_classes is None
-    if (folder/"config.json").is_file():
-        config = read_json(folder/"config.json")
-        if other_kind(config):
-            raise ModelError(f"'{name}' is a {other_kind(config)} model; load_pretrained builds timm's image networks, "
-                             "load_text_model those for texts")
+    if folder.is_dir():
+        config = _image_config(name, folder)
         arch, input = built_as(folder, config)
         if weights is None: weights, digest = folder/"model.safetensors", config.get("sha256")
-        if own: num_classes = config.get("num_classes")
         if size: input["size"] = size
-    elif folder.is_dir():
-        raise ModelError(f"{folder} has no config.json; a model folder holds config.json and model.safetensors")
     else:
-        arch, input = timm_config(name, size)
+        config, (arch, input) = None, timm_config(name, size)
         if weights is None and pretrained: weights = _from_hub(name, offline)
-        if own: import timm; num_classes = timm.get_pretrained_cfg(name).num_classes
-    if own and not num_classes:
-        raise ModelError(
-            f"how many classes '{name}' was pre-trained on is not recorded, so it cannot keep its classifier")
+    if own: num_classes = _own_outputs(name, config)
     # Whoever builds the network again has only `architecture`, so what depends on the size goes into it.
     arch = _for_size(arch, input["size"])
     model = create_model(**arch, num_classes=num_classes)
@@ -129,10 +120,33 @@ def load_pretrained(
                             input=input)
     return load_weights(model, weights, digest, keep_head=own) if pretrained else model
 
-# %% ../../nbs/api/models/02_load.ipynb #b4f36b10
-def model_folder(name): return BUNDLED/name if name in bundled() else Path(name).expanduser()
+# %% ../../nbs/api/models/02_load.ipynb #0603366f
+def _image_config(name, folder):
+    "What config.json says of the image network in a folder."
+    if not (folder/"config.json").is_file():
+        raise ModelError(f"{folder} has no config.json; a model folder holds config.json and model.safetensors")
+    config = read_json(folder/"config.json")
+    if kind := other_kind(config):
+        raise ModelError(f"'{name}' is a {kind} model; load_pretrained builds timm's image networks, "
+                         "load_text_model those for texts")
+    return config
 
-def timm_config(name, size):
+def _own_outputs(name, config):
+    "How many outputs the network had in its pre-training; `config` is None for one of timm's."
+    import timm
+    n = config.get("num_classes") if config is not None else timm.get_pretrained_cfg(name).num_classes
+    if not n:
+        raise ModelError(
+            f"how many classes '{name}' was pre-trained on is not recorded, so it cannot keep its classifier")
+    return n
+
+# %% ../../nbs/api/models/02_load.ipynb #b4f36b10
+def model_folder(name) -> Path:
+    "Where the model `name` lies, if it is a bundled one or a folder."
+    return BUNDLED/name if name in bundled() else Path(name).expanduser()
+
+def timm_config(name, size) -> tuple: # (arguments of `create_model`, input)
+    "Architecture and input of one of timm's models, for pictures of `size` or of its own size."
     import timm
     if not timm.is_model(name):
         if any(c in name for c in "/\\"): raise ModelError(f"no such model folder: {name}")
@@ -141,6 +155,7 @@ def timm_config(name, size):
     return (dict(architecture=name),
             dict(size=size or cfg.input_size[-1], channels=cfg.input_size[0], mean=list(cfg.mean), std=list(cfg.std)))
 
+# %% ../../nbs/api/models/02_load.ipynb #2821988e
 def built_as(folder, config):
     "(arguments of `create_model`, input) from a config.json of the kit's or of timm's."
     try: return dict(config["architecture"]), dict(config["input"])
@@ -157,13 +172,15 @@ def _from_timm_config(folder, config):
 
 # %% ../../nbs/api/models/02_load.ipynb #2ef24334
 def _for_size(arch, size):
-    "The arguments of `create_model` for pictures of `size`: transformers build their position table for one size, so they are told which."
+    "The arguments of `create_model` for pictures of `size`; a ViT has a position table for one size and is told which."
     import timm
     cfg = timm.get_pretrained_cfg(arch["architecture"])
     fixed = cfg is not None and cfg.fixed_input_size and size != arch.get("img_size", cfg.input_size[-1])
     return arch | {"img_size": size} if fixed else arch
 
-def hub_repository(cfg):
+# %% ../../nbs/api/models/02_load.ipynb #e43d14f2
+def hub_repository(cfg) -> str|None:
+    "The hub's name for the weights of one of timm's configurations."
     return cfg.hf_hub_id and (cfg.hf_hub_id if cfg.hf_hub_id != "timm/" else f"timm/{cfg.architecture}.{cfg.tag}")
 
 def _from_hub(name, offline):

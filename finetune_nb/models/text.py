@@ -126,34 +126,35 @@ def _timm_name(name):
 
 # %% ../../nbs/api/models/07_text.ipynb #83e93dbb
 def _load_awd(folder, config, num_classes, weights, pretrained, size):
+    "The kit's AWD-LSTM in `folder`, as a classifier."
     try:
-        arch, tok, length = (config["architecture"], PieceTokenizer(config["vocab"]),
-                             size or config["input"]["max_length"])
+        arch, tok = config["architecture"], PieceTokenizer(config["vocab"])
+        length = size or config["input"]["max_length"]
     except (KeyError, TypeError):
         raise ModelError(f"{folder/'config.json'} does not say architecture, vocab and input") from None
     arch = dict(arch, max_length=length)
     model = create_text_model(**arch, num_classes=num_classes)
-    model.kit_config = dict(name=folder.name, modality="text", architecture=arch, num_classes=num_classes, input=dict(
-        encode=tok, decode=tok.decode, pad_id=tok.pad_id, pad_side="right", max_length=length, key=tok.key))
+    input = dict(encode=tok, decode=tok.decode, pad_id=tok.pad_id, pad_side="right", max_length=length, key=tok.key)
+    model.kit_config = dict(name=folder.name, modality="text", architecture=arch, num_classes=num_classes, input=input)
     if not pretrained: return model
     file = weights or folder/"model.safetensors"
     tensors = read_weights(file, None if weights else config.get("sha256"))
     # The classifier's encoder is the language model's; the decoder's bias has no place in it.
-    return fill(model, {"model.0.module." + k[2:]: v for k, v in tensors.items() if k.startswith("0.")}, file,
-                ["model.1."])
+    encoder = {"model.0.module." + k[2:]: v for k, v in tensors.items() if k.startswith("0.")}
+    return fill(model, encoder, file, ["model.1."])
 
 # %% ../../nbs/api/models/07_text.ipynb #1843122e
 def load_tokenizer(
     folder, # where `input["encode"].save(folder)` has written
 ): # -> PieceTokenizer or HubTokenizer
     "The tokeniser kept in a folder."
-    if (Path(folder)/"vocab.json").is_file() and isinstance(v := read_json(Path(folder)/"vocab.json"), list):
+    folder = Path(folder)
+    if (folder/"vocab.json").is_file() and isinstance(v := read_json(folder/"vocab.json"), list):
         return PieceTokenizer(v)
-    if not Path(folder).is_dir(): raise ModelError(f"no such folder: {folder}")
-    with quiet():
-        return HubTokenizer(
-            fetch(str(folder), "tokeniser", offline="yes", get=lambda: import_text().AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False)))
+    if not folder.is_dir(): raise ModelError(f"no such folder: {folder}")
+    def get(): return import_text().AutoTokenizer.from_pretrained(str(folder), local_files_only=True,
+                                                                  trust_remote_code=False)
+    with quiet(): return HubTokenizer(fetch(str(folder), "tokeniser", offline="yes", get=get))
 
 # %% ../../nbs/api/models/07_text.ipynb #bab2328a
 class HubTokenizer:
@@ -168,48 +169,53 @@ class HubTokenizer:
 
 # %% ../../nbs/api/models/07_text.ipynb #f6101f00
 def _load_transformers(source, name, num_classes, weights, pretrained, size, offline):
-    transformers = import_text()
-    common = dict(local_files_only=offline == "yes", trust_remote_code=False)
+    "A model of transformers, from a folder or the hub, as a classifier."
     with quiet():
         config, tok = config_and_tokenizer(source, offline)
-        side = tok.padding_side if config.model_type == "xlnet" else "right"
         config.num_labels, config.pad_token_id = num_classes, tok.pad_token_id
-        if pretrained and not weights:
-            model, info = fetch(source, "weights", offline=offline,
-                                get=lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
-                source, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
-                dtype=torch.float32, **common))
-            lost = [k for k in [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]
-                    if k.startswith(model.base_model_prefix + ".") and "pooler" not in k]
-            if lost:
-                raise ModelError(f"'{source}' does not hold weights for this architecture: {len(lost)} missing or of "
-                                 f"another shape, such as '{lost[0]}'")
-        else:
-            model = fetch(
-                source, "architecture", offline=offline,
-                get=lambda: transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
-    body = model.base_model_prefix + "."
-    if weights and pretrained:
-        names = model.state_dict()
-        given = {k if k.startswith(body) or k in names else body + k: v for k, v in read_weights(weights).items()}
-        fill(model, given, weights, [k for k in {**names, **given} if not k.startswith(body)])
+        model = _classifier(source, config, pretrained and not weights, offline)
+    if weights and pretrained: _fill_body(model, weights)
     _new_head(model)
-    length = min(size or 128, context_length(tok, config) or 10**6)
+    side = tok.padding_side if config.model_type == "xlnet" else "right"
     net, encode = TransformersClassifier(model, tok.pad_token_id, side), HubTokenizer(tok)
+    length = min(size or 128, context_length(tok, config) or 10**6)
     arch = dict(architecture="transformers", config=json.loads(config.to_json_string(use_diff=False)),
                 pad_id=tok.pad_token_id, max_length=length)
-    net.kit_config = dict(name=name, modality="text", architecture=arch, num_classes=num_classes, input=dict(
-        encode=encode, decode=encode.decode, pad_id=tok.pad_token_id, pad_side=side, max_length=length, key=encode.key))
+    input = dict(encode=encode, decode=encode.decode, pad_id=tok.pad_token_id, pad_side=side, max_length=length,
+                 key=encode.key)
+    net.kit_config = dict(name=name, modality="text", architecture=arch, num_classes=num_classes, input=input)
     return net
+
+# %% ../../nbs/api/models/07_text.ipynb #6c12bf79
+def _classifier(source, config, pretrained, offline):
+    "The network with the weights of `source`, all of them below the head, or with random ones."
+    auto = import_text().AutoModelForSequenceClassification
+    if not pretrained:
+        return fetch(source, "architecture", offline=offline,
+                     get=lambda: auto.from_config(config, dtype=torch.float32))
+    how = dict(config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
+               dtype=torch.float32, local_files_only=offline == "yes", trust_remote_code=False)
+    model, info = fetch(source, "weights", offline=offline, get=lambda: auto.from_pretrained(source, **how))
+    wanting = [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]
+    lost = [k for k in wanting if k.startswith(model.base_model_prefix + ".") and "pooler" not in k]
+    if lost:
+        raise ModelError(f"'{source}' does not hold weights for this architecture: {len(lost)} missing or of "
+                         f"another shape, such as '{lost[0]}'")
+    return model
+
+def _fill_body(model, weights):
+    "Fill everything below the head from a file, whose names may lack the prefix of the body."
+    body, names = model.base_model_prefix + ".", model.state_dict()
+    given = {k if k.startswith(body) or k in names else body + k: v for k, v in read_weights(weights).items()}
+    fill(model, given, weights, [k for k in {**names, **given} if not k.startswith(body)])
 
 # %% ../../nbs/api/models/07_text.ipynb #0b7f8bbc
 def _new_head(model):
-    "Fresh numbers for everything outside the base model: a classifier that was saved with the weights knows other classes."
-    for name, child in model.named_children():
-        if child is not model.base_model:
-            for m in child.modules():
-                # transformers marks what it has loaded and would leave that alone.
-                for p in m.parameters(recurse=False): p.__dict__.pop("_is_hf_initialized", None)
-                if isinstance(m, nn.Linear):
-                    nn.init.normal_(m.weight, std=getattr(model.config, "initializer_range", .02))
-                    if m.bias is not None: nn.init.zeros_(m.bias)
+    "Fresh numbers for all outside the base model: a classifier that came with the weights knows other classes."
+    heads = [child for _, child in model.named_children() if child is not model.base_model]
+    for m in (m for head in heads for m in head.modules()):
+        # transformers marks what it has loaded and would leave that alone.
+        for p in m.parameters(recurse=False): p.__dict__.pop("_is_hf_initialized", None)
+        if isinstance(m, nn.Linear):
+            nn.init.normal_(m.weight, std=getattr(model.config, "initializer_range", .02))
+            if m.bias is not None: nn.init.zeros_(m.bias)

@@ -62,8 +62,8 @@ class SavedRun:
         *,
         quiet=False, # do not say that a run is resumed?
     ):
-        self.file, self.name, self.quiet = (Path(out)/"state.safetensors",
-                                            content_hash(json.loads(json.dumps(run))), quiet)
+        self.file, self.quiet = Path(out)/"state.safetensors", quiet
+        self.name = content_hash(json.loads(json.dumps(run)))
 
     def load(self) -> tuple: # (tensors, what `save` was told); ({}, None) if there is nothing to resume
         "The saved state of this very run."
@@ -74,11 +74,7 @@ class SavedRun:
         if not self.quiet: print(f"resuming at step {at['step']}", file=sys.stderr)
         return tensors, at
 
-    def save(
-        self,
-        tensors, # dict of name -> tensor
-        **at, # step, log and whatever else says where the run is
-    ) -> None:
+    def save(self, tensors, **at) -> None: # tensors by name; step, log and whatever else says where the run is
         "Write the state, atomically."
         save_tensors(self.file, tensors, meta={"run": self.name, "at": json.dumps(at)})
 

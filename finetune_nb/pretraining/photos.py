@@ -91,6 +91,48 @@ def _inside(photo, x, y, side):
 INPUT = dict(size=32, channels=1, mean=[.45], std=[.27])  # rounded statistics of the distorted places
 
 # %% ../../nbs/api/pretraining/03_photos.ipynb #af3b2ef1
+class _Chance:
+    "Numbers drawn for every image of a batch, in the order in which they are asked for."
+    def __init__(self, n, generator, strength): self.n, self.generator, self.strength = n, generator, strength
+
+    def uniform(self, *shape, lo=-1., hi=1.):
+        return torch.rand(self.n, *shape, generator=self.generator) * (hi - lo) + lo
+
+    def normal(self, *shape): return torch.randn(self.n, *shape, generator=self.generator)
+
+    def some(self, p, new, old):
+        "The new version of a share `p` of the images, the old one of the others."
+        return torch.where(self.uniform(1, 1, 1, lo=0) < p * self.strength, new, old)
+
+# %% ../../nbs/api/pretraining/03_photos.ipynb #63da1fb7
+def _warped(x, size, draw):
+    "Turned, zoomed, sheared, shifted and bent; the middle of the view, `size` pixels a side."
+    s, u = draw.strength, draw.uniform
+    angle, zoom, shear = .3 * s * u(), torch.exp(.2 * s * u()), .15 * s * u()
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    lin = torch.stack([torch.stack([cos, shear * cos - sin], -1), torch.stack([sin, shear * sin + cos], -1)], 1)
+    grid = F.affine_grid(torch.cat([lin, .15 * s * u(2, 1)], -1), (len(x), 1, size, size), align_corners=False)
+    bend = F.interpolate(draw.normal(2, 4, 4), (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    return F.grid_sample(x, (grid + bend * u(1, 1, 1, lo=0, hi=.08) * s) * (MIDDLE / STORED),
+                         padding_mode="reflection", align_corners=False)
+
+def _unsharp(x, size, draw):
+    "Some blurred, some of a coarser resolution."
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    x = draw.some(.5, torch.lerp(x, soft, draw.uniform(1, 1, 1, lo=0)), x)
+    side = int(torch.randint(8, 17, (), generator=draw.generator))
+    coarse = F.interpolate(F.adaptive_avg_pool2d(x, side), (size, size), mode="bilinear", align_corners=False)
+    return draw.some(.3, coarse, x)
+
+def _greyed(x, size, draw):
+    "Other grey values: a power of them, contrast, brightness; noise on some."
+    s, u = draw.strength, draw.uniform
+    x = x.clamp(1e-3, 1) ** torch.exp(.6 * s * u(1, 1, 1))
+    centre = x.mean((2, 3), keepdim=True)
+    x = centre + (x - centre) * torch.exp(.5 * s * u(1, 1, 1)) + .15 * s * u(1, 1, 1)
+    return draw.some(.5, x + draw.normal(1, size, size) * u(1, 1, 1, lo=0, hi=.08), x)
+
+# %% ../../nbs/api/pretraining/03_photos.ipynb #4579996b
 def distort_photos(
     views:torch.Tensor, # uint8 [B, 80, 80]
     generator:torch.Generator, # source of all randomness
@@ -99,30 +141,9 @@ def distort_photos(
     strength=1.0, # of all distortions; 0 leaves the view as it is
 ) -> np.ndarray: # float32 [B, 1, size, size] in 0..1
     "Strongly distorted copies of views (after Dosovitskiy et al., 2014)."
-    B = len(views)
-    def u(*shape, lo=-1., hi=1.): return torch.rand(B, *shape, generator=generator) * (hi - lo) + lo
-    def some(p, new, old): return torch.where(u(1, 1, 1, lo=0) < p * strength, new, old)
+    draw = _Chance(len(views), generator, strength)
     x = views[:, None].float() / 255
-
-    angle, zoom, shear = .3 * strength * u(), torch.exp(.2 * strength * u()), .15 * strength * u()
-    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    lin = torch.stack([torch.stack([cos, shear * cos - sin], -1), torch.stack([sin, shear * sin + cos], -1)], 1)
-    grid = F.affine_grid(torch.cat([lin, .15 * strength * u(2, 1)], -1), (B, 1, size, size), align_corners=False)
-    warp = F.interpolate(torch.randn(B, 2, 4, 4, generator=generator), (size, size), mode="bicubic",
-                         align_corners=True).permute(0, 2, 3, 1)
-    x = F.grid_sample(x, (grid + warp * u(1, 1, 1, lo=0, hi=.08) * strength) * (MIDDLE / STORED),
-                      padding_mode="reflection", align_corners=False)
-
-    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    x = some(.5, torch.lerp(x, soft, u(1, 1, 1, lo=0)), x)
-    side = int(torch.randint(8, 17, (), generator=generator))
-    coarse = F.interpolate(F.adaptive_avg_pool2d(x, side), (size, size), mode="bilinear", align_corners=False)
-    x = some(.3, coarse, x)
-
-    x = x.clamp(1e-3, 1) ** torch.exp(.6 * strength * u(1, 1, 1))
-    centre = x.mean((2, 3), keepdim=True)
-    x = centre + (x - centre) * torch.exp(.5 * strength * u(1, 1, 1)) + .15 * strength * u(1, 1, 1)
-    x = some(.5, x + torch.randn(B, 1, size, size, generator=generator) * u(1, 1, 1, lo=0, hi=.08), x)
+    for change in (_warped, _unsharp, _greyed): x = change(x, size, draw)
     return x.clamp(0, 1)
 
 # %% ../../nbs/api/pretraining/03_photos.ipynb #0aab080a

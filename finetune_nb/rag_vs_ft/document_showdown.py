@@ -18,7 +18,7 @@ from ..experiments.result import Result
 from ..experiments.stats import contrast, family, mean_ci
 from ..experiments.study import Study
 from .documents import MARGIN, load_reader, own_data, words_that_fit
-from .showdown import known_mean
+from .showdown import known_mean, plain_rows
 from .ways import SCALES, WAYS
 
 # %% ../../nbs/api/rag_vs_ft/04_document_showdown.ipynb #209a16b3
@@ -179,7 +179,7 @@ def to_dict(self:DocumentShowdown) -> dict: # of plain types
     "What `--json` prints and summary.json holds."
     r = self.result
     more = dict(reference=r.reference, margin=r.margin, seeds=r.seeds, settings=r.about["settings"],
-                search=r.search_frame().to_dict("records")) if r else {}
+                search=plain_rows(r.search_frame())) if r else {}
     return dict(task="showdown", arms=self.arms, retrieval=self.retrieval, **self.own, **more)
 
 # %% ../../nbs/api/rag_vs_ft/04_document_showdown.ipynb #fde3d3ae

@@ -48,8 +48,7 @@ class Recipe:
     schedule:str = "one_cycle"  # one of `SCHEDULES`
     schedule_args:dict = field(default_factory=dict)
     restart:str = "none"  # the schedule begins anew with each "phase", or for each "group" when it first trains
-    # fastai's moms: (start, lowest, end), opposite to one_cycle's rate; None for the optimiser's own
-    momentum:tuple = None
+    momentum:tuple = None  # fastai's moms: (start, lowest, end), opposite to the rate; None for the optimiser's own
     norm:str = "frozen"  # policy for the norm layers of frozen groups
     dropout:str = "off"  # dropout in frozen groups
     part:str = "all"  # below the head train "all" parameters, only "bias" (BitFit), or only the "adapter" (LoRA)

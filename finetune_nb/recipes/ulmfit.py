@@ -100,20 +100,23 @@ def target_lm(
                              recipe=TARGET.to_dict()))
     file = Path(cache or Path(settings()["cache"])/"target_lm")/f"{name}.safetensors"
     if not file.is_file():
-        began, learn = time.perf_counter(), lm_learner(texts, model, seed=seed)
-        checked = learn.tok(task.items["valid"].texts, 128)
-        # a second one pays here, unless the machine is to be shared (OMP_NUM_THREADS=1)
-        with compute_threads(min(2, torch.get_num_threads())):
-            before = perplexity(learn.model, checked)
-            follow = fit_lm(learn, steps or epochs*len(learn.dls.train), lr)
-            after = perplexity(learn.model, checked)
-        save_tensors(file, lm_state(learn.model), meta=dict(perplexity_before=str(before), perplexity_after=str(after),
-                                                     steps=str(len(follow.losses)),
-                                                     seconds=str(time.perf_counter() - began)))
+        learn = lm_learner(texts, model, seed=seed)
+        measured = _read_texts(learn, task.items["valid"].texts, steps or epochs*len(learn.dls.train), lr)
+        save_tensors(file, lm_state(learn.model), meta={k: str(v) for k, v in measured.items()})
+    kinds = dict(perplexity_before=float, perplexity_after=float, steps=int, seconds=float)
     meta = load_tensors(file)[1]
-    return dict(weights=file, perplexity_before=float(meta["perplexity_before"]),
-                perplexity_after=float(meta["perplexity_after"]), steps=int(meta["steps"]),
-                seconds=float(meta["seconds"]))
+    return dict(weights=file) | {k: kind(meta[k]) for k, kind in kinds.items()}
+
+def _read_texts(learn, valid, steps, lr):
+    "Train a language model; -> what `target_lm` says of it: perplexity on the texts `valid`, steps, seconds."
+    began, checked = time.perf_counter(), learn.tok(valid, 128)
+    # a second thread pays here, unless the machine is to be shared (OMP_NUM_THREADS=1)
+    with compute_threads(min(2, torch.get_num_threads())):
+        before = perplexity(learn.model, checked)
+        follow = fit_lm(learn, steps, lr)
+        after = perplexity(learn.model, checked)
+    return dict(perplexity_before=before, perplexity_after=after, steps=len(follow.losses),
+                seconds=time.perf_counter() - began)
 
 # %% ../../nbs/api/recipes/08_ulmfit.ipynb #2dbd6cc7
 def fit_lm(

@@ -66,10 +66,9 @@ class Retriever:
         if how not in HOWS: raise TaskError(unknown_name("way to retrieve", how, HOWS))
         passages = check_passages(passages)
         self.how, self.encoder, self.offline, self.rebuild_at = how, encoder, offline, rebuild_at
-        self.rerank, self.rerank_depth = rerank, rerank_depth
-        self.k1, self.b, self.dimension, self.seed = k1, b, dimension, seed
+        self.rerank, self.rerank_depth, self.dimension, self.seed = rerank, rerank_depth, dimension, seed
         self.stopwords = sorted(stopwords) if stopwords and not isinstance(stopwords, str) else stopwords
-        self.words = Words(self.stopwords)
+        self.words, self.k1, self.b = Words(self.stopwords), k1, b
         self.encode = None if how == "bm25" or encoder == "lsa" else load_encoder(encoder, offline)
         self._build(passages)
 
