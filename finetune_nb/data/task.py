@@ -19,7 +19,7 @@ from ..core.errors import TaskError
 from ..core.files import content_hash
 from ..core.seeds import rng
 from .modalities.modality import Modality, modality as find_modality
-from .targets.target import Target
+from .targets.target import Label, Target
 
 # %% ../../nbs/api/data/00_task.ipynb #45f8f454
 class MemoryItems:
@@ -40,7 +40,9 @@ class MemoryItems:
         x, y = self.batch([i])
         return x[0], y[0]
     def decode(self, o, full=True):
-        return self.modality.shown(o[0], self.input) if self.modality else o[0], self.target.shown(o[1])
+        "Input and label as people read them: to be handed out (`full`), or to be shown."
+        x = self.modality.shown(o[0], self.input) if self.modality else o[0]
+        return x, self.target.shown(o[1]) if full else Label(self.target, o[1])
 
 # %% ../../nbs/api/data/00_task.ipynb #bc4daa93
 class MemoryDL(TfmdDL):
@@ -53,6 +55,34 @@ class MemoryDL(TfmdDL):
         samps = list(samps)
         last = len(samps) - len(samps) % self.bs if self.drop_last else len(samps)
         for i in range(0, last, self.bs): yield self.dataset.batch(samps[i:i + self.bs])
+
+# %% ../../nbs/api/data/00_task.ipynb #b389f3ae
+@patch
+def show_results(
+    self:MemoryDL,
+    b, # batch
+    out, # decoded outputs for it
+    max_n=9, # items at most
+    ctxs=None, # axes or rows of a table; None for new ones
+    show=True, # False returns what fastai's method returns
+    trunc_at=150, # letters of a text
+    nrows=None, ncols=None, figsize=None, # of the grid of pictures
+    **kwargs, # of each item's `show`
+):
+    "Show items, their labels and what was answered."
+    x, y, items, answers = TfmdDL.show_results(self, b, out, max_n, show=False)
+    if not show: return x, y, items, answers
+    modality, n = self.dataset.modality or Modality(), min(len(items), max_n)
+    if ctxs is None: ctxs = modality.contexts(n, nrows=nrows, ncols=ncols, figsize=figsize)
+    shown = []
+    for ctx, (item, truth), (answer,) in zip(ctxs, items, answers):
+        if hasattr(item, "truncate"): item = item.truncate(trunc_at)
+        if hasattr(item, "show"): ctx = item.show(ctx=ctx, **kwargs)
+        ctx = truth.show(ctx=ctx, label="truth")
+        shown.append(answer.show(ctx=ctx, label="answer", color="green" if answer == truth else "red"))
+    modality.display(shown)
+    return shown
+
 
 # %% ../../nbs/api/data/00_task.ipynb #b099557a
 SPLITS = ("train", "valid", "test")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLANK', 'IMAGES', 'ArrayImages', 'fit_images', 'content_of', 'read_image', 'as_pictures', 'prepare_images', 'pixels',
-           'pixel_chunks', 'ImageModality', 'augmentations']
+           'pixel_chunks', 'Picture', 'ImageModality', 'augmentations']
 
 # %% ../../../nbs/api/data/modalities/01_image.ipynb #fa70cc4e
 import hashlib, io, warnings
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.vision.core import TensorImage
-import fastai.vision.data  # registers how image batches are shown
+from fastai.vision.data import get_grid
 
 from fastcore.basics import patch
 
@@ -154,6 +154,12 @@ def pixel_chunks(holders, channels=None, size=None): # iterator over float32 [up
     for h in holders:
         for c in chunks_of(h.fit(input)): yield torch.as_tensor(c).float()/255
 
+# %% ../../../nbs/api/data/modalities/01_image.ipynb #40498811
+class Picture(TensorImage):
+    "An image, as it is shown: grey ones in grey."
+    _show_args = {"cmap": "gray", "vmin": 0, "vmax": 255}
+
+
 # %% ../../../nbs/api/data/modalities/01_image.ipynb #227beb9a
 class ImageModality(Modality):
     "Pictures."
@@ -166,6 +172,8 @@ class ImageModality(Modality):
 
     def default_input(self, items): return {**items.native, "mean": [0.5], "std": [0.5]}
     def batch(self, x, index, input): return TensorImage(x[index])
+    def shown(self, x, input): return x.as_subclass(Picture)
+    def contexts(self, n, **how): return get_grid(n, **how)
 
     def transforms(self, input, augment):
         "From bytes to normalised numbers; `augment` turns, zooms and relights first."

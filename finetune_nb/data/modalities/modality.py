@@ -50,6 +50,8 @@ class Modality:
     def batch(self, x, index, input): raise NotImplementedError  # x: a fitted holder; index: int64 tensor
     def transforms(self, input, augment) -> list: return []  # fastai transforms of a whole batch
     def shown(self, x, input): return x  # one input as fastai's show methods take it
+    def contexts(self, n, **how): return [None]*n  # where fastai shows so many items: axes, rows of a table, nothing
+    def display(self, contexts): pass  # what was shown there
     def prepare(self, items, input): raise NotImplementedError  # items as people have them, as a network wants them
     def save_items(self, items, file): raise NotImplementedError  # for a stored task; file: Path without an ending
     def load_items(self, file): raise NotImplementedError  # the holder again

@@ -10,8 +10,9 @@ __all__ = ['BYTES', 'TEXTS', 'Texts', 'encode', 'pad_rows', 'text_ids', 'byte_en
 import numpy as np
 import torch
 from fastai.text.data import TensorText
-from fastai.torch_core import TitledStr
+from fastai.torch_core import TitledStr, display_df, get_empty_df
 from fastcore.basics import patch
+from pandas import DataFrame
 from torch.nn.utils.rnn import pad_sequence
 
 from ...core.errors import ModelError
@@ -99,6 +100,9 @@ class TextModality(Modality):
 
     def shown(self, x, input):
         return TitledStr(input["decode"]([int(i) for i in x if int(i) != input["pad_id"]]))
+
+    def contexts(self, n, **how): return get_empty_df(n)
+    def display(self, contexts): display_df(DataFrame(contexts))
 
     def prepare(self, items, input):
         items = [items] if isinstance(items, str) else list(items)
