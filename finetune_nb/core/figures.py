@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'style', 'styles', 'percent_limits', 'dots_and_intervals', 'margin_band', 'row_figure', 'panels',
-           'tick_values']
+           'tick_values', 'fit_title']
 
 # %% ../../nbs/api/core/06_figures.ipynb #a1f6a8a2
 import math, zlib
@@ -174,3 +174,14 @@ def tick_values(
     if log: getattr(ax, f"set_{axis}scale")("log", base=log)
     getattr(ax, f"set_{axis}ticks")(values, [f"{v:g}" for v in values])
     getattr(ax, f"{axis}axis").set_minor_locator(NullLocator())
+
+# %% ../../nbs/api/core/06_figures.ipynb #4447f4ed
+def fit_title(
+    ax, # matplotlib axes
+    least=6, # points
+) -> None:
+    "Make the title small enough for the width of its axes, and for the space between two rows of them."
+    lines = ax.get_title().splitlines() or [""]
+    width = 72*ax.figure.get_figwidth()*ax.get_position(original=True).width
+    most = min(1.8*width/max(1, *map(len, lines)), 24/len(lines))
+    ax.title.set_fontsize(max(least, min(ax.title.get_fontsize(), most)))

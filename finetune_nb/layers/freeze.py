@@ -142,6 +142,12 @@ class GroupLearner(Learner):
         super().freeze_to(n)
         self.asked_freeze = n
 
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        # a pickle names a method by its name alone, and a held module's `train` has another function behind it
+        for m in self.model.modules() if isinstance(self.model, nn.Module) else ():
+            if is_held(m): _hold(m)
+
 # %% ../../nbs/api/layers/05_freeze.ipynb #71fb2912
 def trainability_report(
     learn, # a fastai Learner, or anything with .model (and .opt, if there is one)

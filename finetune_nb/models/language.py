@@ -44,6 +44,7 @@ class PieceTokenizer:
         self.vocab, self.ids = list(vocab), {p: i for i, p in enumerate(vocab)}
         self.longest = max(map(len, self.vocab))
         self.pieces, self.key = lru_cache(100_000)(self._pieces), content_hash(self.vocab)
+    def __reduce__(self): return type(self), (self.vocab,)  # for `Learner.export`: a cache cannot be pickled
     pad_id = SPECIALS.index("xxpad")
 
     def __call__(self, texts, max_length=None): return [self.encode(t, max_length) for t in texts]

@@ -14,11 +14,11 @@ from fastcore.basics import GetAttr, patch
 from ..core.errors import FinetuneError, unknown_name
 from ..core.figures import dots_and_intervals, panels, percent_limits, styles
 from ..experiments.engine import run_study
-from ..experiments.result import Result
+from ..experiments.result import Result, plain_rows
 from ..experiments.stats import contrast, family, mean_ci
 from ..experiments.study import Study
 from .documents import MARGIN, load_reader, own_data, words_that_fit
-from .showdown import known_mean, plain_rows
+from .showdown import known_mean
 from .ways import SCALES, WAYS
 
 # %% ../../nbs/api/rag_vs_ft/04_document_showdown.ipynb #209a16b3

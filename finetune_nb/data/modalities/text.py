@@ -12,7 +12,7 @@ import torch
 from fastai.text.data import TensorText
 from fastai.torch_core import TitledStr, display_df, get_empty_df
 from fastcore.basics import patch
-from pandas import DataFrame
+from pandas import DataFrame, Series, concat
 from torch.nn.utils.rnn import pad_sequence
 
 from ...core.errors import ModelError
@@ -102,13 +102,17 @@ class TextModality(Modality):
         return TitledStr(input["decode"]([int(i) for i in x if int(i) != input["pad_id"]]))
 
     def contexts(self, n, **how): return get_empty_df(n)
+    def remarks(self, ctx, said, color): return concat([ctx, Series(dict(said))])
     def display(self, contexts): display_df(DataFrame(contexts))
 
-    def prepare(self, items, input):
+    def fitted(self, items, input):
         items = [items] if isinstance(items, str) else list(items)
         wrong = [t for t in items if not isinstance(t, str)]
         if wrong: raise ModelError(f"this model reads texts, but got a {type(wrong[0]).__name__}")
-        return text_ids(items, input)
+        return encode([str(t) for t in items], input)
+
+    def prepare(self, items, input):
+        return pad_rows(self.fitted(items, input), input["pad_id"], input["pad_side"])
 
     def content(self, items, y): return [list(zip(items.texts, y.tolist()))]
     def save_items(self, items, file): write_json(file.with_suffix(".json"), list(items.texts))

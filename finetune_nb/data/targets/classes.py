@@ -39,6 +39,8 @@ class Classes(Target):
     def loss(self): return CrossEntropyLossFlat()
     def item_loss(self, output, y, reduction="none"): return cross_entropy(output, y, reduction=reduction)
     def activation(self, output): return output.softmax(1)
+    def labels(self, activated): return activated.argmax(1)
+    def confidence(self, activated): return activated.max(1).values
     def shown(self, y): return Category(self.vocab[int(y)])
     def plain(self, y): return int(y)
     def text(self, y): return str(self.vocab[int(y)])

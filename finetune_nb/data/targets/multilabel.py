@@ -58,6 +58,7 @@ class MultiLabel(Target):
     def tensor(self, y): return TensorMultiCategory(y.float())
     def loss(self): return BCEWithLogitsLossFlat()
     def activation(self, output): return output.sigmoid()
+    def labels(self, activated): return activated >= .5
     def shown(self, y): return MultiCategory(self.names(y))
     def names(self, y): return [v for v, there in zip(self.vocab, np.asarray(y)) if there]
     def text(self, y): return ", ".join(map(str, self.names(y))) or "none"
