@@ -27,7 +27,7 @@ class TextClassifier(nn.Module):
         self.model, self.pad_id, self.pad_side = model, pad_id, pad_side
 
     def mask(self, ids):
-        "int64 [B, L]: 1 where the text is, 0 where it was filled up. An id equal to the filler inside the text still counts as text."
+        "int64 [B, L]: 1 for text, 0 where it was filled up. An id equal to the filler inside the text counts as text."
         real = ids != self.pad_id
         if self.pad_side == "left": return (real.cumsum(1) > 0).long()
         return (real.flip(1).cumsum(1).flip(1) > 0).long()

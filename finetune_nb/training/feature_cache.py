@@ -19,7 +19,7 @@ def can_cache(
     trainable, # set of group names that train
     norm, # norm policy of the others
 ): # -> bool
-    "May the features below the head be computed once? Only under a frozen body, with a plain linear head and no random augmentation."
+    "May features be computed once? Only under a frozen body, with a plain linear head and no random augmentation."
     model = learn.model
     if not (hasattr(learn, "groups") and hasattr(learn, "task")): return False
     if norm != "frozen" or set(trainable) != {learn.groups[-1].name} or learn.task.augment: return False

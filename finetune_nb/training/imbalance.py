@@ -135,7 +135,7 @@ def set_sampling(
     learn, # a learner of `pretrained_learner`
     sampling="none", # a name of `SAMPLINGS`
 ): # -> learn
-    "Show the training items of `learn` in other proportions; batch size and the seed of the order stay, a loss of `set_loss` is counted anew."
+    "Show the training items in other proportions; batch size and seed of the order stay, `set_loss` is counted anew."
     if sampling not in SAMPLINGS: raise RecipeError(unknown_name("sampling", sampling, SAMPLINGS))
     counts = class_counts(learn)
     plain, old, kind = _plain_items(learn), learn.dls.train, SAMPLINGS[sampling]
@@ -205,7 +205,7 @@ def class_scores(
     groups=None, # name of the group of each item of the split [N], such as the hospital it came from; None for none
     cuts=None, # thresholds of `class_groups`
 ): # -> dict of plain types: accuracy, balanced_accuracy, head_accuracy, middle_accuracy, tail_accuracy, per_class, n
-    "Accuracy, and what it hides: recall of each class, of common and rare ones, and of groups of items. What has no items is None."
+    "Accuracy, and what it hides: recall of each class, of common and rare ones, of groups; None without items."
     predicted, y = predictions(learn, split)
     r = recalls(predicted, y, len(learn.task.target.vocab))
     mean = lambda x: float(np.nanmean(x)) if np.isfinite(x).any() else None
@@ -281,7 +281,7 @@ def adjust_after(
     tau=None, # for the first two; None to choose it from `TAUS` on the validation split
     lr=None, # for the other two; None to choose it from `HEAD_RATES` in the same way
     steps=200, # of the other two, in batches of 64 features
-): # -> dict of plain types: method, chosen (tau or rate), tried (dicts of value, valid_balanced_accuracy), valid_balanced_accuracy
+): # -> dict: method, chosen (tau or rate), tried (dicts of value, valid_balanced_accuracy), valid_balanced_accuracy
     "Correct a trained classifier for the sizes of its classes. Class sizes are those that it was trained on."
     if method not in ADJUSTMENTS: raise RecipeError(unknown_name("adjustment", method, ADJUSTMENTS))
     head, (vx, vy) = linear_head(learn.model), split_features(learn, "valid")
@@ -344,7 +344,7 @@ def smote(
     seed=0, # of the draws
     k=5, # neighbours to choose from; fewer where a class has no more
 ): # -> (x, y) with every class as large as the largest, the given items first
-    "Fill every class up with points between an item and one of its nearest neighbours in the class (SMOTE; Chawla et al., 2002); a single item is repeated."
+    "Fill up each class with points between nearest neighbours (SMOTE; Chawla et al., 2002); a single item is repeated."
     try: from imblearn.over_sampling import SMOTE, RandomOverSampler
     except ImportError:
         raise FinetuneError('SMOTE needs imbalanced-learn: pip install "finetune_nb[imbalance]"') from None
