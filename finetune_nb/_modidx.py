@@ -3457,6 +3457,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'finetune_nb/recipes/ulmfit.py')},
             'finetune_nb.retrieval.documents': { 'finetune_nb.retrieval.documents.DocumentQuestion': ( 'api/retrieval/documents.html#documentquestion',
                                                                                                        'finetune_nb/retrieval/documents.py'),
+                                                 'finetune_nb.retrieval.documents._asked': ( 'api/retrieval/documents.html#_asked',
+                                                                                             'finetune_nb/retrieval/documents.py'),
                                                  'finetune_nb.retrieval.documents._csv': ( 'api/retrieval/documents.html#_csv',
                                                                                            'finetune_nb/retrieval/documents.py'),
                                                  'finetune_nb.retrieval.documents._md': ( 'api/retrieval/documents.html#_md',

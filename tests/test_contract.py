@@ -32,7 +32,8 @@ def found():
 
 def test_the_test_itself():
     assert faults('if task.modality == "text": pass') == {"modality"} and faults('m = {"accuracy": 1}') == {"accuracy"}
-    assert faults("classes = 3") == {"classes"} and faults('x = "of classes"\nfrom .targets.classes import Classes') == set()
+    assert faults("classes = 3") == {"classes"}
+    assert faults('x = "of classes"\nfrom .targets.classes import Classes') == set()
 
 
 def test_nothing_above_data_asks_for_the_kind_of_task():

@@ -32,9 +32,11 @@ def rag_study(profile=None, seeds=None, change=(), settings_file=None, backend="
                    quiet=quiet)
     def values(arm, metric=None): return got[arm]["conditions"][metric or "rephrased"]["per_seed"]
     def table():
-        rows = [dict(arm=a["arm"], n=len(got.seeds), **{k: v for k, v in interval(values(a["arm"])).items()
-                                                        if k in ("mean", "low", "high")}, seconds=a["train_seconds"])
-                for a in got.arms]
+        rows = []
+        for a in got.arms:
+            found = interval(values(a["arm"]))
+            rows.append(dict(arm=a["arm"], n=len(got.seeds), mean=found["mean"], low=found["low"], high=found["high"],
+                             seconds=a["train_seconds"]))
         return pd.DataFrame(rows).set_index("arm")
     def plot(metric=None, ax=None):
         v = [100*np.array(values(a["arm"])) for a in got.arms]
@@ -75,11 +77,13 @@ BEYOND = (
           "Labelled digits arrive in blocks; going on mixes in a few old items.", _STREAM,
           (Contrast("after the last block", "go_on", "start_over", "same", margin=.02),
            Contrast("updates", "go_on", "start_over", "less", "updates", margin=1, unit="updates", counted=True))),
-    Claim("cheaper_than_scratch", "beyond", "Fine-tuning costs less computing than training from scratch to the "
-                                            "same accuracy.", "vendors; Strubell et al. (2019) for what training costs",
-          "REFERENCE: a full update costs 6N operations a token whatever the start; what differs is how "
-          "many are needed", "Counted operations to scratch's final validation accuracy. The "
-                             "pre-training itself is not counted; it is paid once.", _RACE,
+    Claim("cheaper_than_scratch", "beyond",
+          "Fine-tuning costs less computing than training from scratch to the same accuracy.",
+          "vendors; Strubell et al. (2019) for what training costs",
+          "REFERENCE: a full update costs 6N operations a token whatever the start; "
+          "what differs is how many are needed",
+          "Counted operations to scratch's final validation accuracy. The pre-training itself is not counted; "
+          "it is paid once.", _RACE,
           (Contrast("GFLOP to scratch's final validation accuracy: full minus scratch",
                     values=race("scratch", "full", per_step=True), expect="less", margin=1, unit="GFLOP"),)),
     Claim("rag_beats_fine_tuning", "beyond", "For new facts, retrieval beats fine-tuning.", "Ovadia et al. (2024)",

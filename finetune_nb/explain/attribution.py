@@ -134,8 +134,8 @@ def _prepare(learn, x, target):
             f"attributions need a batch {shape}, got shape {list(x.shape)}; pick_items(learn, [0, 1]) makes one")
     with eval_mode(model): logits = model(x)
     predicted, names = logits.argmax(1).tolist(), learn.task.target.output_names
-    target = predicted if target is None else [int(t)
-                                               for t in (target if hasattr(target, "__len__") else [target]*len(x))]
+    if target is None: target = predicted
+    target = [int(t) for t in (target if hasattr(target, "__len__") else [target]*len(x))]
     if len(target) != len(x) or not all(0 <= t < len(names) for t in target):
         raise FinetuneError(f"target needs one output number from 0 to {len(names) - 1} for each of the {len(x)} "
                             f"inputs, got {target[:8]}")
@@ -232,8 +232,10 @@ def _baseline(learn, x, baseline):
 def _no_text(learn, ids):
     "Fillers in place of every token except the marks of beginning and end."
     tok = learn.model.kit_config["input"]["encode"]
-    keep = [tok.ids["xxbos"]] if hasattr(tok, "ids") else [i for k in ("cls", "sep", "bos", "eos")
-                                                           if (i := getattr(tok.tok, f"{k}_token_id")) is not None]
+    if hasattr(tok, "ids"): keep = [tok.ids["xxbos"]]
+    else:
+        marks = (getattr(tok.tok, f"{k}_token_id") for k in ("cls", "sep", "bos", "eos"))
+        keep = [i for i in marks if i is not None]
     return torch.where(torch.isin(ids, torch.tensor(keep, device=ids.device)), ids, learn.model.pad_id)
 
 def word_embedding(model):
@@ -270,8 +272,9 @@ def _of_images(attr, learn, x, baseline, about):
     start = _baseline(learn, x, baseline)
     with torch.enable_grad():
         values = attr.IntegratedGradients(learn.model).attribute(x, baselines=start, **about).sum(1)
-    return values, learn.model(start), dict(images=_pictures(learn, x), method="integrated gradients from "
-                                            f"{baseline if isinstance(baseline, str) else 'a baseline of your own'}")
+    start_name = baseline if isinstance(baseline, str) else "a baseline of your own"
+    shown = dict(images=_pictures(learn, x), method=f"integrated gradients from {start_name}")
+    return values, learn.model(start), shown
 
 def _of_texts(attr, learn, x, baseline, about):
     "(values [B, L], logits of the baseline, what else is shown)"

@@ -223,7 +223,7 @@ def _put_manifest(new, extras, labs):
     paths = sorted(p for p in new.rglob("*") if p.is_file())
     files = {p.relative_to(new).as_posix(): dict(sha256=sha256(p), bytes=p.stat().st_size) for p in paths}
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    write_json(new/"manifest.json",
-               dict(kind=_KIND, version=finetune_nb.__version__, made=made, python=sys.version.split()[0],
-                                         extras=extras, labs=[l.id for l in labs], files=files))
+    about = dict(kind=_KIND, version=finetune_nb.__version__, made=made, python=sys.version.split()[0],
+                 extras=extras, labs=[l.id for l in labs])
+    write_json(new/"manifest.json", about | dict(files=files))
     return files

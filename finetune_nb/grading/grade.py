@@ -37,8 +37,8 @@ _UNRELATED = ("release", "collect", "gradebook", "feedback", "pages", "class_bun
 
 def _key(class_dir, lab_id, student, s):
     "Everything that the points of a submission depend on, manual grades apart."
-    kit, theirs, source = (Path(finetune_nb.__file__).parent, class_dir/"submitted"/student/lab_id,
-                           class_dir/"source"/lab_id)
+    kit = Path(finetune_nb.__file__).parent
+    theirs, source = class_dir/"submitted"/student/lab_id, class_dir/"source"/lab_id
     def hashes(folder, names): return {n: sha256(folder/n) for n in names}
     files = [p for part in ("grading", "sandbox") for p in sorted((kit/part).glob("*.py")) if p.stem not in _UNRELATED]
     code, own = [[p.name, sha256(p)] for p in files], f"{lab_id}.ipynb"

@@ -152,9 +152,9 @@ def load_tokenizer(
     if (folder/"vocab.json").is_file() and isinstance(v := read_json(folder/"vocab.json"), list):
         return PieceTokenizer(v)
     if not folder.is_dir(): raise ModelError(f"no such folder: {folder}")
-    def get(): return import_text().AutoTokenizer.from_pretrained(str(folder), local_files_only=True,
-                                                                  trust_remote_code=False)
-    with quiet(): return HubTokenizer(fetch(str(folder), "tokeniser", offline="yes", get=get))
+    source, how = str(folder), dict(local_files_only=True, trust_remote_code=False)
+    def get(): return import_text().AutoTokenizer.from_pretrained(source, **how)
+    with quiet(): return HubTokenizer(fetch(source, "tokeniser", offline="yes", get=get))
 
 # %% ../../nbs/api/models/07_text.ipynb #bab2328a
 class HubTokenizer:

@@ -315,14 +315,17 @@ def squad(
         for a, article in enumerate(data["data"]):
             title = unicodedata.normalize("NFC", str(article.get("title") or f"article {a + 1}")).replace("_", " ")
             for n, paragraph in enumerate(article["paragraphs"]):
-                passages.append(Passage(f"{title}/{n}" if article.get("title") else f"{a}/{n}", title,
-                                        paragraph["context"]))
-                for q in paragraph["qas"]:
-                    answers = tuple(dict.fromkeys(x["text"] for x in q.get("answers", [])))
-                    kind, first = ("direct", answers[0]) if answers else ("unanswerable", UNKNOWN)
-                    questions.append(DocumentQuestion(q["question"].strip(), first, (), kind, first,
-                                                      answers or (UNKNOWN,), (passages[-1].id,) if answers else ()))
+                id = f"{title}/{n}" if article.get("title") else f"{a}/{n}"
+                passages.append(Passage(id, title, paragraph["context"]))
+                questions += [_asked(q, id) for q in paragraph["qas"]]
     except (KeyError, TypeError, AttributeError) as e:
         raise FileError(f"{path} is not in the format of SQuAD: data, paragraphs, context, qas, question, answers "
                         f"({type(e).__name__}: {e})") from None
     return check_passages(passages, str(path)), questions
+
+def _asked(q, passage):
+    "A question of a SQuAD file about the paragraph with the id `passage`."
+    answers = tuple(dict.fromkeys(x["text"] for x in q.get("answers", [])))
+    kind, first = ("direct", answers[0]) if answers else ("unanswerable", UNKNOWN)
+    gold = (passage,) if answers else ()
+    return DocumentQuestion(q["question"].strip(), first, (), kind, first, answers or (UNKNOWN,), gold)

@@ -222,8 +222,8 @@ def _parts(self:TextEncoder):
     kinds = [p["type"].rsplit(".", 1)[-1] for p in self._file("modules.json") or []]
     pooling = self._file("1_Pooling/config.json") or {}
     flags = [k for k, on in pooling.items() if k.startswith("pooling_mode_") and on is True]
-    modes = pooling.get("pooling_mode") or [k.removeprefix("pooling_mode_").removesuffix("s").removesuffix("_token")
-                                            for k in flags]
+    flagged = [k.removeprefix("pooling_mode_").removesuffix("s").removesuffix("_token") for k in flags]
+    modes = pooling.get("pooling_mode") or flagged
     return kinds, [modes] if isinstance(modes, str) else list(modes)
 
 # %% ../../nbs/api/retrieval/02_index.ipynb #fbe67127

@@ -34,9 +34,8 @@ def features(
     dl, # a MemoryDL, in order
 ): # -> (float32 [N, D], int64 [N])
     "The pooled features below the classifier of every item of `dl`."
-    with eval_mode(model):
-        xs, ys = zip(*[(model.forward_head(model.forward_features(x.as_subclass(torch.Tensor)),
-                                           pre_logits=True), y.as_subclass(torch.Tensor)) for x, y in dl])
+    def pooled(x): return model.forward_head(model.forward_features(x.as_subclass(torch.Tensor)), pre_logits=True)
+    with eval_mode(model): xs, ys = zip(*[(pooled(x), y.as_subclass(torch.Tensor)) for x, y in dl])
     return torch.cat(xs), torch.cat(ys)
 
 @contextmanager

@@ -45,8 +45,9 @@ def _all_present(learn, counts, what):
 LOSSES = {
     "cross_entropy": dict(args={}, about="plain: every item counts alike"),
     "weighted": dict(args=dict(power=1.), about="weight 1/n^power: every class counts alike at power 1"),
-    "class_balanced": dict(args=dict(beta=.99), about="weight (1 - beta)/(1 - beta^n): the n-th item of a class tells "
-                                                      "less than the first (Cui et al., 2019)"),
+    "class_balanced": dict(
+        args=dict(beta=.99),
+        about="weight (1 - beta)/(1 - beta^n): the n-th item of a class tells less than the first (Cui et al., 2019)"),
     "logit_adjusted": dict(args=dict(tau=1.), about="cross-entropy of f_y + tau ln prior_y (Menon et al., 2021)"),
     "focal": dict(args=dict(gamma=2.),
                   about="cross-entropy times (1 - p_y)^gamma: easy items count less (Lin et al., 2017)"),
@@ -124,12 +125,14 @@ def set_loss(
     return learn
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #787dff96
-SAMPLINGS = {"none": dict(power=1., about="every item once an epoch"),
-             "oversample": dict(power=0., about="every class as often as the commonest: its items "
-                                                "repeated, what does not divide evenly drawn by the seed"),
-             "undersample": dict(power=None, about="every class as often as the rarest: a choice "
-                                                   "of its items, drawn once a run by the seed"),
-             "square_root": dict(power=.5, about="half-way between none and oversample (Kang et al., 2020)")}
+SAMPLINGS = {
+    "none": dict(power=1., about="every item once an epoch"),
+    "oversample": dict(power=0., about="every class as often as the commonest: its items repeated, "
+                                       "what does not divide evenly drawn by the seed"),
+    "undersample": dict(power=None, about="every class as often as the rarest: a choice of its items, "
+                                          "drawn once a run by the seed"),
+    "square_root": dict(power=.5, about="half-way between none and oversample (Kang et al., 2020)"),
+}
 
 def set_sampling(
     learn, # a learner of `pretrained_learner`
@@ -141,8 +144,8 @@ def set_sampling(
     plain, old, kind = _plain_items(learn), learn.dls.train, SAMPLINGS[sampling]
     data, power, have = _with_index(plain, plain.index), kind["power"], counts[counts > 0]
     if sampling != "none":
-        index, y, draw = (np.asarray(plain.index), np.asarray(plain.y[plain.index]),
-                          rng(learn.seed, "sampling", sampling))
+        index, draw = np.asarray(plain.index), rng(learn.seed, "sampling", sampling)
+        y = np.asarray(plain.y[plain.index])
         places = (np.full_like(counts, have.min()) if power is None
                   else np.rint(counts**power * counts.max()**(1 - power)).astype(int))
         picks = [draw.permutation(index[y == c]) for c in np.flatnonzero(counts)]
@@ -305,10 +308,12 @@ def _shifts(learn, head, method, tau):
     w, b = head.weight.detach().clone(), head.bias.detach().clone()
     prior = _all_present(learn, class_counts(learn, sampled=True), method)
     log_prior = torch.tensor(np.log(prior / prior.sum()), dtype=b.dtype, device=b.device)
-    length = w.norm(dim=1); scale = lambda t: (length.mean() / length.clamp_min(1e-12))**t
-    change = (lambda t: (w, b - t*log_prior)) if method == "logit_adjustment" else (lambda t: (
-        w * scale(t)[:, None], b * scale(t)))
-    return change, TAUS if tau is None else (float(tau),)
+    length = w.norm(dim=1)
+    def adjusted(t): return w, b - t*log_prior
+    def scaled(t):
+        scale = (length.mean() / length.clamp_min(1e-12))**t
+        return w * scale[:, None], b * scale
+    return adjusted if method == "logit_adjustment" else scaled, TAUS if tau is None else (float(tau),)
 
 def _new_heads(learn, head, method, lr, steps):
     x, y = split_features(learn, "train")

@@ -158,9 +158,9 @@ def label_budget(
     tasks = measured("labels")["tasks"]
     known = sorted({n for t in tasks.values() for n in t["budgets"]})
     sliders = dict(labels=Slider("labels per class", labels, known),
-                 way=Slider("pre-trained and", way, ("full", "linear_probe"),
-                          show=lambda w: dict(full="all fine-tuned", linear_probe="only a new head")[w]),
-                 task=Slider("task", task, tuple(tasks)))
+                   way=Slider("pre-trained and", way, ("full", "linear_probe"),
+                              show=lambda w: dict(full="all fine-tuned", linear_probe="only a new head")[w]),
+                   task=Slider("task", task, tuple(tasks)))
     return SliderFigure(_draw_labels, sliders, size=(8, 3.9), **how)
 
 # %% ../../nbs/api/widgets/03_figures.ipynb #42a7269f
@@ -229,8 +229,9 @@ def search_and_answers(
 ) -> SliderFigure:
     "Correct, declined and wrong answers, by the number of passages and by how often search misses."
     known = measured("reading")["passages"]
-    sliders = dict(passages=Slider("passages per question", passages, known), missed=Slider(
-        "questions whose passage is missed", missed, tuple(range(0, 101, 5)), between=True, show=lambda m: f"{m:g} %"))
+    sliders = dict(passages=Slider("passages per question", passages, known),
+                   missed=Slider("questions whose passage is missed", missed, tuple(range(0, 101, 5)), between=True,
+                                 show=lambda m: f"{m:g} %"))
     return SliderFigure(_draw_search, sliders, size=(8, 3.7), **how)
 
 def _answers(passages, missed):

@@ -88,10 +88,11 @@ def measure_rates(
     model, about = "glyph_resnet", dict(task="scripts", labels=3, lr=3e-3, steps=size.steps)
     seeds, where = list(range(min(size.seeds, 3))), Where(str(Path(s.cache)/"runs"), s.offline, model=model)
     code = code_hash(("core", "data", "worlds", "models", "layers", "training", "recipes", "widgets/measurements.py"))
-    jobs = [(dict(kind="rates", groups=c, factor=f, seed=seed, model=model_id(model), device="cpu", code=code) | about,
-             where) for c in CUTS for f in size.factors for seed in seeds]
-    got = {(c["groups"], c["factor"], c["seed"]): r["results"]
-           for (c, _), r in zip(jobs, do_runs(jobs, rates_run, workers=s.workers, what="rates"))}
+    shared = about | dict(kind="rates", model=model_id(model), device="cpu", code=code)
+    jobs = [(shared | dict(groups=c, factor=f, seed=seed), where)
+            for c in CUTS for f in size.factors for seed in seeds]
+    runs = do_runs(jobs, rates_run, workers=s.workers, what="rates")
+    got = {(c["groups"], c["factor"], c["seed"]): r["results"] for (c, _), r in zip(jobs, runs)}
     cuts = {str(c): dict(names=got[c, 1., 0]["names"], norms=got[c, 1., 0]["norms"],
                          distance=[[got[c, f, seed]["distance"] for seed in seeds] for f in size.factors])
             for c in CUTS}
@@ -135,15 +136,15 @@ def measure_reading(
     where = Where(str(Path(s.cache)/"runs"), s.offline, model=about["model"])
     todo = [(k, seed) for k in size.passages for seed in about["seeds"]]
     jobs = [(ask_config(WAYS["rag"], Scene(size.facts, seed), conditions, k, timed=False), where) for k, seed in todo]
-    got = dict(zip(todo,
-                   (r["results"]["conditions"] for r in do_runs(jobs, ask_run, workers=s.workers, what="reading"))))
+    runs = do_runs(jobs, ask_run, workers=s.workers, what="reading")
+    got = {at: r["results"]["conditions"] for at, r in zip(todo, runs)}
     names = {"search" if c == "rephrased" else c.split()[1]: c for c in conditions}
     out = {what: {n: [[round(got[k, seed][c][what], 5) for seed in about["seeds"]] for k in size.passages]
                   for n, c in names.items()} for what in ("exact", "unknown", "found")}
     cut = sum(got[key][c]["cut"] for key in todo for c in conditions)
-    return about | out | dict(asked=[got[size.passages[0], seed]["rephrased"]["n"] for seed in about["seeds"]], tokens=[
-        float(np.mean([got[k, seed]["recall 1.0"]["tokens_read"] for seed in about["seeds"]])) for k in size.passages],
-                              prompts_cut=cut)
+    asked = [got[size.passages[0], seed]["rephrased"]["n"] for seed in about["seeds"]]
+    read = [[got[k, seed]["recall 1.0"]["tokens_read"] for seed in about["seeds"]] for k in size.passages]
+    return about | out | dict(asked=asked, tokens=[float(np.mean(r)) for r in read], prompts_cut=cut)
 
 # %% ../../nbs/api/widgets/02_measurements.ipynb #500012db
 def measure_costs(
