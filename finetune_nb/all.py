@@ -11,43 +11,56 @@ import importlib
 # %% ../nbs/api/all.ipynb #50b82717
 _WHERE = {
     "core.settings": ["settings", "Settings"], "core.seeds": ["set_seed", "rng"], "core.errors": ["FinetuneError"],
-    "core.metric": ["Metric"], "data.registry": ["load_task"], "data.task": ["Task"],
-    "data.targets.classes": ["Classes"], "data.readers.folder": ["image_folder"], "data.readers.csv": ["csv_task"],
-    "data.shifts": ["shifted"], "worlds.world": ["World"], "models.load": ["load_pretrained"],
-    "models.text": ["load_text_model"], "models.catalogue": ["list_models", "describe_model"],
-    "models.transferability": ["transfer_score"], "models.bundle": ["save_bundle", "load_bundle", "Bundle"],
+    "core.metric": ["Metric"], "worlds.world": ["World"],
+    "data.registry": ["load_task"], "data.task": ["Task"], "data.targets.classes": ["Classes"],
+    "data.readers.folder": ["image_folder"], "data.readers.csv": ["csv_task"], "data.shifts": ["shifted"],
+    "data.audit": ["audit"], "data.checks": ["audit_folder"], "data.corruptions": ["change_task"],
+    "data.audit_report": ["save_audit"],
+    "models.load": ["load_pretrained"], "models.text": ["load_text_model"],
+    "models.catalogue": ["list_models", "describe_model"], "models.transferability": ["transfer_score"],
+    "models.bundle": ["save_bundle", "load_bundle", "Bundle"],
+}
+
+# %% ../nbs/api/all.ipynb #2dc9594c
+_WHERE |= {
     "layers.groups": ["layer_groups", "groups_table", "parameters_table", "regroup", "param_groups"],
     "layers.freeze": ["GroupLearner", "freeze_groups", "trainability_report", "forget_frozen"],
+    "layers.rates": ["group_rates", "plot_group_rates"],
     "training.learner": ["pretrained_learner", "evaluate"], "training.causal": ["causal_learner"],
-    "layers.rates": ["group_rates", "plot_group_rates"], "training.schedules": ["schedule"],
+    "training.schedules": ["schedule"], "training.distributed": ["on_all_devices"],
     "training.adapters": ["add_lora", "merge_lora", "save_adapter", "load_adapter", "trainable_share"],
-    "recipes.recipe": ["Phase"], "recipes.plan": ["Recipe", "make_plan"],
-    "recipes.library": ["recipe", "recipes_table", "RECIPES", "surgical", "best_of"], "recipes.fit": ["fit_recipe"],
-    "recipes.lr_find": ["lr_find"], "recipes.ulmfit": ["load_awd_lm", "target_lm", "fit_ulmfit"],
+    "training.imbalance": ["set_loss", "set_sampling", "adjust_after", "class_scores", "class_table"],
+    "training.regularise": ["set_dropout", "set_l1"],
+    "recipes.recipe": ["Phase"], "recipes.plan": ["Recipe", "make_plan"], "recipes.fit": ["fit_recipe"],
+    "recipes.library": ["recipe", "recipes_table", "RECIPES", "surgical", "best_of"], "recipes.lr_find": ["lr_find"],
+    "recipes.ulmfit": ["load_awd_lm", "target_lm", "fit_ulmfit"],
+    "recipes.flops": ["fit_flops", "fit_memory", "peak_memory"],
     "retrieval.documents": ["read_documents", "chunk", "read_questions"], "retrieval.retriever": ["Retriever"],
     "retrieval.generate": ["load_lm", "Generator"], "retrieval.raft": ["raft_pairs"],
+}
+
+# %% ../nbs/api/all.ipynb #52b332a3
+_WHERE |= {
     "experiments.presets.compare": ["compare", "label_curve", "plot_label_curve"],
-    "experiments.report": ["save_report", "conclusions"], "experiments.stats": [
-        "mean_ci", "interval", "contrast", "family", "ranking", "seeds_needed", "paired_power", "plot_contrasts"],
-    "experiments.presets.rank_models": ["rank_models"],
-    "experiments.presets.choose_model": ["choose_model"], "experiments.presets.ulmfit": ["ulmfit_stages"],
+    "experiments.presets.rank_models": ["rank_models"], "experiments.presets.choose_model": ["choose_model"],
+    "experiments.presets.ulmfit": ["ulmfit_stages"],
     "experiments.study": ["Study"], "experiments.engine": ["run_study", "run_studies"],
+    "experiments.report": ["save_report", "conclusions"],
+    "experiments.stats": ["mean_ci", "interval", "contrast", "family", "ranking", "seeds_needed", "paired_power",
+                          "plot_contrasts"],
     "experiments.cost": ["price_of", "metered", "measure_device", "extrapolate", "rented", "pareto", "plot_pareto"],
-    "data.audit": ["audit"], "data.checks": ["audit_folder"],
-    "data.corruptions": ["change_task"], "data.audit_report": ["save_audit"],
-    "training.imbalance": ["set_loss", "set_sampling", "adjust_after", "class_scores", "class_table"],
-    "training.regularise": ["set_dropout", "set_l1"], "recipes.flops": ["fit_flops", "fit_memory", "peak_memory"],
-    "training.distributed": ["on_all_devices"], "explain.layers": ["snapshot", "layer_changes", "plot_layers", "cka"],
+    "explain.layers": ["snapshot", "layer_changes", "plot_layers", "cka"],
     "explain.attribution": ["gradcam", "integrated_gradients", "randomisation_test"],
     "explain.calibration": ["calibration", "ece"], "explain.confusion": ["confusions", "most_confused"],
-    "claims.run": ["run_claims", "claims_table", "findings_table", "CLAIMS"],
-    "claims.report": ["save_claims"], "widgets.slider_figure": ["Slider", "SliderFigure"],
+    "rag_vs_ft.showdown": ["showdown"], "rag_vs_ft.document_showdown": ["document_showdown"],
+    "rag_vs_ft.decision": ["advise"],
+    "claims.run": ["run_claims", "claims_table", "findings_table", "CLAIMS"], "claims.report": ["save_claims"],
+    "widgets.slider_figure": ["Slider", "SliderFigure"],
     "widgets.figures": ["layer_rates", "unfreezing", "label_budget", "search_and_answers", "rag_or_finetuning"],
     "grading.release": ["release"], "grading.collect": ["collect"], "grading.grade": ["grade"],
-    "grading.class_bundle": ["bundle_class"], "grading.doctor": ["readiness"], "projects.new": ["new_project"],
-    "projects.run": ["run_project"], "rag_vs_ft.showdown": ["showdown"],
-    "rag_vs_ft.document_showdown": ["document_showdown"],
-    "rag_vs_ft.decision": ["advise"]}
+    "grading.class_bundle": ["bundle_class"], "grading.doctor": ["readiness"],
+    "projects.new": ["new_project"], "projects.run": ["run_project"],
+}
 
 # %% ../nbs/api/all.ipynb #2d64911b
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

@@ -62,9 +62,11 @@ def watched(command, cwd, env=None, every=.2):
 def compared(folder, where, size, memory_gb):
     "Watch `finetune-nb compare` on a folder, two processes at once."
     where.mkdir(parents=True)
-    (where/"settings.ini").write_text(f"[run]\nprofile = smoke\nworkers = 2\nmemory_gb = {memory_gb}\n[paths]\ncache = {where/'cache'}\n")
-    command = [sys.executable, "-m", "finetune_nb.cli.main", "compare", str(folder), "--recipes", "full,linear_probe", "--labels", "2",
-               "--seeds", "1", "--size", str(size), "--model", "zoo_resnet_few", "--out", str(where/"report")]
+    run = f"[run]\nprofile = smoke\nworkers = 2\nmemory_gb = {memory_gb}\n"
+    (where/"settings.ini").write_text(run + f"[paths]\ncache = {where/'cache'}\n")
+    command = [sys.executable, "-m", "finetune_nb.cli.main", "compare", str(folder), "--recipes", "full,linear_probe",
+               "--labels", "2", "--seeds", "1", "--size", str(size), "--model", "zoo_resnet_few",
+               "--out", str(where/"report")]
     env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_NB_")}
     return watched(command, where, env | dict(PYTHONPATH=str(Path(__file__).parents[1]), OMP_NUM_THREADS="1"))
 
@@ -75,7 +77,9 @@ def main(n, size, memory_gb, folder):
     for name, many in dict(few=40, many=int(n)).items():
         if not (folder/name).exists(): photos(folder/name, many, size)
     with ThreadPoolExecutor() as pool:
-        got = dict(zip(("few", "many"), pool.map(lambda n: compared(folder/n, folder/f"run_{n}", size, memory_gb), ("few", "many"))))
+        names = ("few", "many")
+        runs = pool.map(lambda n: compared(folder/n, folder/f"run_{n}", size, memory_gb), names)
+        got = dict(zip(names, runs))
     for name, (code, most, many, seconds) in got.items():
         shown = ", ".join(f"{k} {v:.0f} MB (+{v - got['few'][1][k]:.0f})" for k, v in most.items())
         print(f"{name}: status {code}, {many} processes, {seconds:.0f} s; highest sums {shown}")

@@ -1,5 +1,5 @@
-"Changed and audited data go through training like any other, and real collections are audited where they are present beside the repository."
-import os
+"""Changed and audited data go through training like any other, and real collections are audited where they are present
+beside the repository."""
 
 import numpy as np
 import pytest
@@ -23,47 +23,62 @@ ARGS = dict(label_noise=.2, duplicates=.3, long_tail=4, subset=.5, only={"classe
 def words(n=24):
     "Two classes of short texts, all different."
     of = {s: [f"{s} {w} number {i}" for i in range(n) for w in ("cats", "firs")] for s in SPLITS}
-    return Task("words", TEXTS, Classes(["3", "8"]), {s: Texts(t) for s, t in of.items()}, {s: [0, 1]*n for s in SPLITS}, shifts={"loud": (Texts(t.upper() for t in of["test"]), [0, 1]*n)})
+    items, labels = {s: Texts(t) for s, t in of.items()}, [0, 1]*n
+    return Task("words", TEXTS, Classes(["3", "8"]), items, {s: labels for s in SPLITS},
+                shifts={"loud": (Texts(t.upper() for t in of["test"]), labels)})
 
 
-@pytest.mark.parametrize("name", [c for c in CHANGES if c != "cleaned"])  # that one changes nothing where nothing is wrong
+# `cleaned` changes nothing where nothing is wrong
+@pytest.mark.parametrize("name", [c for c in CHANGES if c != "cleaned"])
 @pytest.mark.parametrize("make", [lambda: load_task("digits"), words], ids=["images", "texts"])
 def test_each_change_keeps_the_rest(name, make):
     task = make()
     before = {s: task.targets[s].copy() for s in SPLITS}
     got, same, other = [change_task(task, {name: ARGS[name]}, seed=s) for s in (0, 0, 1)]
-    assert got.data_hash == same.data_hash != task.data_hash and all((got.targets[s] == same.targets[s]).all() for s in SPLITS)
+    assert got.data_hash == same.data_hash != task.data_hash
+    assert all((got.targets[s] == same.targets[s]).all() for s in SPLITS)
     assert name == "only" or got.data_hash != other.data_hash
     for s in SPLITS:
-        assert (task.targets[s] == before[s]).all() and len(got.items[s]) == len(got.targets[s])  # the given task is left alone
-        if s != "train" and name not in ("only", "shuffle_labels"): assert got.items[s] is task.items[s] and (got.targets[s] == task.targets[s]).all()
+        # the given task is left alone
+        assert (task.targets[s] == before[s]).all() and len(got.items[s]) == len(got.targets[s])
+        if s != "train" and name not in ("only", "shuffle_labels"):
+            assert got.items[s] is task.items[s] and (got.targets[s] == task.targets[s]).all()
     for items, y in got.shifts.values(): assert len(items) == len(y) and (np.asarray(y) == got.targets["test"]).all()
-    assert len(got.history) == 1 and got.history[0]["note"].startswith(name) and type(got) is type(task) and not task.history
+    assert len(got.history) == 1 and got.history[0]["note"].startswith(name)
+    assert type(got) is type(task) and not task.history
     assert len(got.dataloaders(bs=8).one_batch()[1]) == 8 and got.test_dl("valid").one_batch()[0].shape[0] > 0
 
 
 def test_a_copy_of_the_test_is_found_and_leaves():
     digits = load_task("digits")
     x, y = {s: digits.items[s].array[:150].clone() for s in SPLITS}, {s: digits.targets[s][:150].copy() for s in SPLITS}
-    for at, split, of in ((3, "test", 10), (4, "valid", 11)): x["train"][at], y["train"][at] = x[split][of], y[split][of]
+    for at, split, of in ((3, "test", 10), (4, "valid", 11)):
+        x["train"][at], y["train"][at] = x[split][of], y[split][of]
     x["valid"][20], y["valid"][20] = x["test"][21], y["test"][21]
     x["train"][7] = (x["train"][6].float()*.8 + 20).to(torch.uint8); y["train"][7] = y["train"][6]
     task = Task("leaky", IMAGES, digits.target, {s: ArrayImages(i) for s, i in x.items()}, y)
     found = audit(task, near=.999, checks=("copies",))
-    assert {(r["kind"], r["split"], r["index"]) for r in found.rows} == {("exact leak", "train", 3), ("exact leak", "train", 4), ("exact leak", "valid", 20), ("near repeat", "train", 7)}
+    assert {(r["kind"], r["split"], r["index"]) for r in found.rows} == {
+        ("exact leak", "train", 3), ("exact leak", "train", 4), ("exact leak", "valid", 20),
+        ("near repeat", "train", 7)}
     good, dropped = found.cleaned()
-    assert [len(good.targets[s]) for s in SPLITS] == [147, 149, 150] and len(dropped) == 4 and good.data_hash not in ("", found.about["data"])
+    assert [len(good.targets[s]) for s in SPLITS] == [147, 149, 150] and len(dropped) == 4
+    assert good.data_hash not in ("", found.about["data"])
     assert good.history[0]["parent"] == found.about["data"]
 
 
 def test_classes_that_are_missing_or_tiny_are_no_obstacle():
     digits = load_task("digits")
     y = {s: digits.targets[s].copy() for s in SPLITS}
-    keep = {"train": np.flatnonzero((y["train"] < 4) | (np.cumsum(y["train"] == 7) <= 2) & (y["train"] == 7))[:200], "valid": np.flatnonzero(y["valid"] < 2)[:40], "test": np.flatnonzero(y["test"] < 4)[:80]}
-    task = Task("few", IMAGES, digits.target, {s: ArrayImages(digits.items[s].array[k]) for s, k in keep.items()}, {s: y[s][k] for s, k in keep.items()})
+    seven = y["train"] == 7
+    keep = {"train": np.flatnonzero((y["train"] < 4) | (np.cumsum(seven) <= 2) & seven)[:200],
+            "valid": np.flatnonzero(y["valid"] < 2)[:40], "test": np.flatnonzero(y["test"] < 4)[:80]}
+    task = Task("few", IMAGES, digits.target, {s: ArrayImages(digits.items[s].array[k]) for s, k in keep.items()},
+                {s: y[s][k] for s, k in keep.items()})
     found = audit(task)
     assert "7" in found.about["classes_not_judged"] and found.findings().valid["missing class"] == 8
-    alone = Task("alone", IMAGES, Classes(["a", "b"]), {s: ArrayImages(digits.items[s].array[:9]) for s in SPLITS}, {s: [0]*9 for s in SPLITS})
+    alone = Task("alone", IMAGES, Classes(["a", "b"]), {s: ArrayImages(digits.items[s].array[:9]) for s in SPLITS},
+                 {s: [0]*9 for s in SPLITS})
     assert (audit(alone).findings().loc["one class alone", list(SPLITS)] == 1).all()
 
 
@@ -80,9 +95,11 @@ class TestRealCollections:
     pytestmark = real
 
     def test_sign_photos(self):
-        found = audit(load_task(DATA/"sign_digits"), folder=DATA/"sign_digits", checks=("copies", "odd", "classes", "drift"))
+        checks = ("copies", "odd", "classes", "drift")
+        found = audit(load_task(DATA/"sign_digits"), folder=DATA/"sign_digits", checks=checks)
         table = found.findings()
-        assert table.loc[["exact leak", "near leak"], list(SPLITS)].to_numpy().sum() == 0 and table.test["inputs drift"] == 0
+        assert table.loc[["exact leak", "near leak"], list(SPLITS)].to_numpy().sum() == 0
+        assert table.test["inputs drift"] == 0
         assert not len(found.files[found.files.finding == "unreadable"])
 
     def test_requests_leak_and_contradict(self):
@@ -90,9 +107,12 @@ class TestRealCollections:
         import pandas as pd
         parts = {s: pd.read_csv(DATA/"clinc150"/f"{f}.csv") for s, f in zip(SPLITS, ("train", "val", "test"))}
         names = sorted(set(parts["train"].intent))
-        task = Task("clinc150", TEXTS, Classes(names), {s: Texts(t.text) for s, t in parts.items()}, {s: [names.index(i) for i in t.intent] for s, t in parts.items()})
+        task = Task("clinc150", TEXTS, Classes(names), {s: Texts(t.text) for s, t in parts.items()},
+                    {s: [names.index(i) for i in t.intent] for s, t in parts.items()})
         found = audit(task, near=1., checks=("copies",))
         table = found.findings()
         assert table.train["exact leak"] > 20 and table.train["conflicting labels"] > 0
         good, dropped = found.cleaned()
-        assert len(good.targets["test"]) == len(task.targets["test"]) and len(good.targets["train"]) == len(task.targets["train"]) - (dropped.split == "train").sum()
+        assert len(good.targets["test"]) == len(task.targets["test"])
+        gone = (dropped.split == "train").sum()
+        assert len(good.targets["train"]) == len(task.targets["train"]) - gone

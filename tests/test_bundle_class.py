@@ -1,5 +1,5 @@
 "A class without internet: what is packed, what must not be in it, and what a student's laptop makes of it."
-import json, os, re, subprocess, sys, zipfile
+import json, re, subprocess, sys, zipfile
 
 import pytest
 
@@ -61,7 +61,8 @@ def test_nothing_of_this_machine(room):
 
 @pytest.mark.skipif(not LABS, reason="no labs in nbs/labs")
 def test_no_solution_and_no_hidden_test(room):
-    "Every line between markers in the sources is looked for in every notebook and page, the wheel's included, unless it also stands outside of markers; the library may hold what a lab asks for."
+    """Every line between markers in the sources is looked for in every notebook and page, the wheel's included, unless
+    it also stands outside of markers; the library may hold what a lab asks for."""
     secret, open_ = set(), set()
     for lab in LABS:
         for cell in json.loads(lab.read_text(encoding="utf-8"))["cells"]:

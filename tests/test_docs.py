@@ -65,7 +65,8 @@ def test_the_best_form_of_an_output_is_shown(page):
         code("slide()", dict(output_type="display_data", data=widget, metadata={})), code("frame", shown(
             text__html='<div><style scoped>.dataframe {}</style><table border="1" '
                        'class="dataframe"><thead><tr style="text-align: '
-            'right;"><th></th><th>word</th><th>n</th></tr></thead><tbody><tr><th>0</th><td>a</td><td>1,000.5</td></tr></tbody></table></div>',
+                       'right;"><th></th><th>word</th><th>n</th></tr></thead><tbody><tr><th>0</th><td>a</td>'
+                       '<td>1,000.5</td></tr></tbody></table></div>',
             text__plain="as text")),
         code("bar()", shown(text__html="<style>progress {}</style>"),
              shown(text__html='<div><progress max="3" value="3"></progress> 100.00% [3/3 '

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("nbgrader")
 import nbformat
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from finetune_nb.grading.versions import check_lab
 from finetune_nb.grading.lab import grade_id, kind, mark_cell, read_notebook
@@ -42,7 +42,7 @@ SOLVED = dict(
     memo="Because the mean alone says nothing about the spread.")
 
 TESTS = dict(clip=(
-    2, f'assert clip([1, 5, 9], 2, 6) == [2, 5, 6], "below lo becomes lo, above hi becomes hi"',
+    2, 'assert clip([1, 5, 9], 2, 6) == [2, 5, 6], "below lo becomes lo, above hi becomes hi"',
     f'# {HIDDEN}-1\nassert clip([], 0, 1) == [], "an empty list stays empty"\nassert clip([-3.5], -1, 1) == [-1]'),
              words=(3, 'assert words("a b A") == {"a": 2, "b": 1}, "capital letters make no difference"',
                     f'secret = "{HIDDEN}-2"\nassert words("{PASSED} {PASSED}")["canary"] == '
@@ -76,7 +76,7 @@ def write_lab(path):
 
 # ---- the class -------------------------------------------------------------------------------------------------------
 class Submission:
-    "Points that its checks must give, what is solved, further cells (first, before every check, last), a change, sources."
+    "Points its checks must give, what is solved, further cells (first, before every check, last), a change, sources."
     def __init__(self, points, solved="clip words scale running", before="", at_checks="", after="",
                  change=None, **pieces):
         self.points, self.solved, self.before, self.at_checks, self.after, self.change, self.pieces = (points,
@@ -134,7 +134,8 @@ def scripts(nb):
 def half_a_file(nb): return json.dumps(nb)[:700]
 
 READ = '''import os, time
-loot, until = [], time.monotonic() + 1.5  # it runs again before every check, and a busy machine must not end this cell before it has said what it found
+# it runs again before every check, and a busy machine must not end this cell before it has said what it found
+loot, until = [], time.monotonic() + 1.5
 for place in {places!r}:
     for folder, _, names in os.walk(place):
         if time.monotonic() > until: break
@@ -151,7 +152,8 @@ def words(text): return {{str(loot): 1}}'''
 
 WRITE = '''import os
 for place in {places!r}:
-    for name in ("pwned.txt", "submitted/ann/{lab}/{lab}.ipynb", "gradebook.db", "nbgrader_config.py", "source/{lab}/{lab}.ipynb"):
+    for name in ("pwned.txt", "submitted/ann/{lab}/{lab}.ipynb", "gradebook.db", "nbgrader_config.py",
+                 "source/{lab}/{lab}.ipynb"):
         try:
             os.makedirs(os.path.dirname(os.path.join(place, name)), exist_ok=True)
             open(os.path.join(place, name), "w").write("pwned")
@@ -202,7 +204,9 @@ def _look():
         if isinstance(o, str) and "CANARY" in o: seen.append(o)
     try: open("notes.txt", "a").write(repr(seen))
     except Exception: pass
-def clip(xs, lo, hi): _look(); raise AssertionError("below lo becomes lo, above hi becomes hi " + repr([xs, seen])[:1500])
+def clip(xs, lo, hi):
+    _look()
+    raise AssertionError("below lo becomes lo, above hi becomes hi " + repr([xs, seen])[:1500])
 def words(text):
     _look()
     open("heard.txt", "a").write(text + "; ")
@@ -211,7 +215,8 @@ def words(text):
     return found
 def scale(a):
     heard = open("heard.txt").read()
-    raise type("Loot" + "".join(ch if ch.isalnum() else "_" for ch in heard)[:80], (Exception,), {})(heard[:200] + open("notes.txt").read()[-1500:])'''
+    name = "Loot" + "".join(ch if ch.isalnum() else "_" for ch in heard)[:80]
+    raise type(name, (Exception,), {})(heard[:200] + open("notes.txt").read()[-1500:])'''
 
 CLASS = {
     # who did what they could
@@ -359,7 +364,7 @@ def test_no_scripts(course):
 
 
 def test_all_in_time(course):
-    "Thirty and a few more in fifteen minutes, whoever else is at work; alone on two cores it takes a minute and a half."
+    "Thirty and more in fifteen minutes, whoever else is at work; alone on two cores it takes a minute and a half."
     assert len(course.rows) == len(CLASS) >= 30
     assert course.seconds < 15 * 60, f"{course.seconds:.0f} s"
 

@@ -15,7 +15,8 @@ def pictures(folder, classes=("round", "square", "flat"), n=14):
         (folder/c).mkdir(parents=True)
         for k in range(n):
             draw = ImageDraw.Draw(im := Image.new("RGB", (40, 40), (10*k, 40, 90)))
-            (draw.ellipse if c == "round" else draw.rectangle)((8, 8 + 8*(c == "flat"), 22 + k, 20 + (0 if c == "flat" else k)), fill=(240, 240, 20*k % 256))
+            place = (8, 8 + 8*(c == "flat"), 22 + k, 20 + (0 if c == "flat" else k))
+            (draw.ellipse if c == "round" else draw.rectangle)(place, fill=(240, 240, 20*k % 256))
             im.save(folder/c/f"{k}.png")
     return folder
 
@@ -30,16 +31,25 @@ def texts(file, n=30):
 def documents(folder, n=12):
     folder.mkdir(parents=True)
     for i in range(n):
-        folder.joinpath(f"lamp_{i}.md").write_text(f"# Lamp number {i} of the coast\n\nThe lamp of harbour {i} is lit at six in the evening. Its keeper is called Ann the {i}th of her line. "
-                                                   f"Ships with {i + 3} masts take their bearing from it. Nobody has counted its {100*i + 7} steps but her. When fog comes a bell with {i + 2} tones is rung instead.\n")
+        folder.joinpath(f"lamp_{i}.md").write_text(
+            f"# Lamp number {i} of the coast\n\n"
+            f"The lamp of harbour {i} is lit at six in the evening. Its keeper is called Ann the {i}th of her line. "
+            f"Ships with {i + 3} masts take their bearing from it. Nobody has counted its {100*i + 7} steps but her. "
+            f"When fog comes a bell with {i + 2} tones is rung instead.\n")
     return folder
 
 
-MAKE = {"image": lambda tmp: pictures(tmp/"shapes"), "text": lambda tmp: texts(tmp/"said.csv"), "rag": lambda tmp: documents(tmp/"lamps"), "task": lambda tmp: "angles"}
+MAKE = {"image": lambda tmp: pictures(tmp/"shapes"), "text": lambda tmp: texts(tmp/"said.csv"),
+        "rag": lambda tmp: documents(tmp/"lamps"), "task": lambda tmp: "angles"}
+HEADINGS = {"image": ["The data", "The network", "The recipes", "The classifier"],
+            "text": ["The data", "The model", "The recipes", "The classifier"],
+            "task": ["The data", "The recipes", "The network"],
+            "rag": ["Documents and questions", "Searching", "Retrieval or fine-tuning?"]}
 
 
 def run(project, tmp, limit=400, **env):
-    return subprocess.run([sys.executable, project/"run.py"], cwd=tmp, env=environment(tmp, **env), capture_output=True, text=True, timeout=limit)
+    return subprocess.run([sys.executable, project/"run.py"], cwd=tmp, env=environment(tmp, **env), timeout=limit,
+                          capture_output=True, text=True)
 
 
 def sound(project, *headings):
@@ -47,7 +57,8 @@ def sound(project, *headings):
     html = (project/"report.html").read_text(encoding="utf-8")
     assert html.rstrip().endswith("</html>") and 'src="http' not in html
     for h in headings: assert f"<h2>{h}</h2>" in html, h
-    outputs = [o for c in json.loads((project/"project.ipynb").read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
+    cells = json.loads((project/"project.ipynb").read_text(encoding="utf-8"))["cells"]
+    outputs = [o for c in cells for o in c.get("outputs", [])]
     assert len(outputs) > 8 and not [o for o in outputs if o["output_type"] == "error"]
     return html
 
@@ -55,7 +66,9 @@ def sound(project, *headings):
 def test_templates_in_the_package_are_those_in_nbs():
     sources = {p.name: p.read_text(encoding="utf-8") for p in (ROOT/"nbs"/"templates").glob("*.ipynb")}
     assert set(sources) == {f"{k}.ipynb" for k in KINDS}
-    for name, text in sources.items(): assert (TEMPLATES/name).read_text(encoding="utf-8") == script("templates").bare(text), f"{name}: run make check"
+    for name, text in sources.items():
+        made = (TEMPLATES/name).read_text(encoding="utf-8")
+        assert made == script("templates").bare(text), f"{name}: run make check"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,11 +77,12 @@ def test_from_data_to_report(tmp_path, kind):
     done = run(project, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(project/"report.html")) and "[1/" in done.stderr
-    html = sound(project, "To take away", *dict(image=["The data", "The network", "The recipes", "The classifier"], text=["The data", "The model", "The recipes", "The classifier"], task=["The data", "The recipes", "The network"], rag=["Documents and questions", "Searching", "Retrieval or fine-tuning?"])[kind])
+    html = sound(project, "To take away", *HEADINGS[kind])
     assert "<title>mine: " in html
     if kind == "rag":
         from finetune_nb.retrieval.retriever import Retriever
-        assert Retriever.load(project/"index").search(["Which lamp is at harbour 7?"], 1)[0][0].passage.id.startswith("lamp_")
+        first = Retriever.load(project/"index").search(["Which lamp is at harbour 7?"], 1)[0][0]
+        assert first.passage.id.startswith("lamp_")
         assert (project/"made"/"questions.csv").read_text().count("\n") > 12
         return
     from finetune_nb.models.bundle import load_bundle
@@ -78,17 +92,22 @@ def test_from_data_to_report(tmp_path, kind):
         assert "baseline without a network" in html and bundle.target.measured_in == "degrees"
         return
     said = bundle.predict([str(tmp_path/"shapes"/"round"/"3.png")] if kind == "image" else ["rain with wind today"])
-    assert said[0][0] in bundle.target.vocab and set(bundle.target.vocab) == (dict(image={"round", "square", "flat"}, text={"weather", "food"})[kind])
+    known = dict(image={"round", "square", "flat"}, text={"weather", "food"})[kind]
+    assert said[0][0] in bundle.target.vocab and set(bundle.target.vocab) == known
 
 
 def test_questions_and_a_reader_of_ones_own(tmp_path):
     docs = documents(tmp_path/"lamps")
-    (tmp_path/"asked.csv").write_text("question,answer,passage\n" + "\n".join(f"Whose ships have {i + 3} masts?,harbour {i},lamp_{i}.md/lamp-number-{i}-of-the-coast" for i in range(12)) + "\n")
-    project = new_project(tmp_path/"mine", "rag", data=docs, questions=tmp_path/"asked.csv", model="world_lm", profile="smoke")["folder"]
+    rows = [f"Whose ships have {i + 3} masts?,harbour {i},lamp_{i}.md/lamp-number-{i}-of-the-coast" for i in range(12)]
+    asked = tmp_path/"asked.csv"
+    asked.write_text("\n".join(["question,answer,passage", *rows]) + "\n")
+    how = dict(questions=asked, model="world_lm", profile="smoke")
+    project = new_project(tmp_path/"mine", "rag", data=docs, **how)["folder"]
     done = run(project, tmp_path)
     assert done.returncode == 0, done.stderr
     html = sound(project, "Answers")
-    assert "from asked.csv" in html and (project/"reports"/"answers"/"report.html").is_file() and not (project/"made").exists()
+    assert "from asked.csv" in html and (project/"reports"/"answers"/"report.html").is_file()
+    assert not (project/"made").exists()
 
 
 def test_a_cell_that_fails_is_one_line(tmp_path):
@@ -97,13 +116,15 @@ def test_a_cell_that_fails_is_one_line(tmp_path):
     done = run(project, tmp_path)
     assert done.returncode == 2 and done.stdout == "", done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and "stopped under 'The data': no such file: data.csv" in last and not (project/"report.html").exists()
+    assert last.startswith("error: ") and "stopped under 'The data': no such file: data.csv" in last
+    assert not (project/"report.html").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupted_and_taken_up_again(tmp_path):
     project = new_project(tmp_path/"mine", "text", data=texts(tmp_path/"said.csv"), profile="smoke")["folder"]
-    p = subprocess.Popen([sys.executable, project/"run.py"], cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    p = subprocess.Popen([sys.executable, project/"run.py"], cwd=tmp_path, env=environment(tmp_path), text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     seen = ""
     while "Which way of training" not in seen:
         line = p.stderr.readline()
@@ -120,16 +141,20 @@ def test_interrupted_and_taken_up_again(tmp_path):
 
 def test_from_the_command_line(tmp_path):
     documents(tmp_path/"lamps")
-    done = cli(tmp_path, "new", "mine", "--kind", "rag", "--data", "lamps", "--profile", "smoke", "--run", "--json", limit=400)
+    done = cli(tmp_path, "new", "mine", "--kind", "rag", "--data", "lamps", "--profile", "smoke", "--run", "--json",
+               limit=400)
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
-    assert got["kind"] == "rag" and got["report"] == str((tmp_path/"mine"/"report.html").resolve()) and got["seconds"] > 0
+    assert got["kind"] == "rag" and got["report"] == str((tmp_path/"mine"/"report.html").resolve())
+    assert got["seconds"] > 0
     sound(tmp_path/"mine", "Searching")
     assert "is not empty" in refused(tmp_path, "new", "mine", "--kind", "rag", "--data", tmp_path/"lamps")
 
 
 @pytest.mark.parametrize("args, words", [
-    (("--kind", "image", "--data", "lamps"), "12 documents; a project of kind image needs a folder with one folder of pictures per class. --kind rag would fit"),
+    (("--kind", "image", "--data", "lamps"),
+     "12 documents; a project of kind image needs a folder with one folder of pictures per class. "
+     "--kind rag would fit"),
     (("--kind", "text", "--data", "lamps"), "--kind rag would fit"),
     (("--kind", "rag", "--data", "none"), "no such file or folder"),
     (("--kind", "sound", "--data", "lamps"), "unknown value 'sound'"),
@@ -143,26 +168,34 @@ def test_bad_arguments(tmp_path, args, words):
     assert not (tmp_path/"mine").exists()
 
 
-# ---- real data, where it is present beside the repository; minutes each -----------------------------------------------------------
+# ---- real data, where it is present beside the repository; minutes each --------------------------------------------
 def wikipedia(folder):
     "The paragraphs of XQuAD's English part as a folder of markdown, and its questions."
     import csv
     folder.mkdir(parents=True); rows = []
     for article in json.loads((DATA/"xquad_squad"/"xquad.en.json").read_text())["data"]:
         name = article["title"].replace("/", "-")
-        folder.joinpath(f"{name}.md").write_text(f"# {article['title'].replace('_', ' ')}\n\n" + "\n\n".join(f"## Part {i + 1}\n\n{p['context']}" for i, p in enumerate(article["paragraphs"])) + "\n", encoding="utf-8")
-        rows += [(q["question"], q["answers"][0]["text"], f"{name}.md/part-{i + 1}") for i, p in enumerate(article["paragraphs"]) for q in p["qas"]]
-    with open(folder.parent/"asked.csv", "w", encoding="utf-8", newline="") as f: csv.writer(f).writerows([("question", "answer", "passage"), *rows])
+        parts = [f"## Part {i + 1}\n\n{p['context']}" for i, p in enumerate(article["paragraphs"])]
+        text = "\n\n".join([f"# {article['title'].replace('_', ' ')}", *parts]) + "\n"
+        folder.joinpath(f"{name}.md").write_text(text, encoding="utf-8")
+        rows += [(q["question"], q["answers"][0]["text"], f"{name}.md/part-{i + 1}")
+                 for i, p in enumerate(article["paragraphs"]) for q in p["qas"]]
+    with open(folder.parent/"asked.csv", "w", encoding="utf-8", newline="") as f:
+        csv.writer(f).writerows([("question", "answer", "passage"), *rows])
     return folder
 
 
-@pytest.mark.parametrize("name, kind, more", [("sign_digits", "image", ()), ("clinc150", "text", ()), ("wikipedia", "rag", ()), ("wikipedia", "rag", ("--questions", "asked.csv"))], ids=lambda v: v if isinstance(v, str) else "questions" if v else "made")
+@pytest.mark.parametrize("name, kind, more", [
+    ("sign_digits", "image", ()), ("clinc150", "text", ()), ("wikipedia", "rag", ()),
+    ("wikipedia", "rag", ("--questions", "asked.csv")),
+], ids=lambda v: v if isinstance(v, str) else "questions" if v else "made")
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data here")
 def test_real_data_from_command_to_report(tmp_path, name, kind, more):
     data = wikipedia(tmp_path/"wikipedia") if name == "wikipedia" else DATA/name
     began = time.perf_counter()
-    done = cli(tmp_path, "new", "mine", "--kind", kind, "--data", data, *more, "--profile", "fast", "--run", "--json", limit=1200, FINETUNE_NB_WORKERS="2")
+    done = cli(tmp_path, "new", "mine", "--kind", kind, "--data", data, *more, "--profile", "fast", "--run", "--json",
+               limit=1200, FINETUNE_NB_WORKERS="2")
     assert done.returncode == 0, done.stderr
     print(f"{name}: {time.perf_counter() - began:.0f} s from command to report")
     sound(tmp_path/"mine", "To take away")

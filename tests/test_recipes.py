@@ -1,4 +1,5 @@
-"Every recipe on a convolutional network, a vision transformer and BERT: plan and fact agree, what is frozen stays, what trains moves."
+"""Every recipe on a convolutional network, a vision transformer and BERT: plan and fact agree, what is frozen stays,
+what trains moves."""
 import copy
 
 import numpy as np
@@ -22,8 +23,15 @@ from finetune_nb.training.learner import adamw
 SUMS = ["surgical", "best_of(linear_probe, full)", "gradual + l2_sp", "ulmfit + bitfit", "gradual + lora + wise_ft"]
 
 
-def cnn(): return create_model("resnet10t", num_classes=3, channels=(8, 8, 16, 16), stem_width=8, in_chans=1, zero_init_last=False), lambda n: torch.randn(n, 1, 32, 32)
-def vit(): return create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, embed_dim=24, num_heads=2, depth=3, in_chans=1, drop_path_rate=.1, proj_drop_rate=.1), lambda n: torch.randn(n, 1, 32, 32)
+def pictures(n): return torch.randn(n, 1, 32, 32)
+
+def cnn():
+    return create_model("resnet10t", num_classes=3, channels=(8, 8, 16, 16), stem_width=8, in_chans=1,
+                        zero_init_last=False), pictures
+
+def vit():
+    return create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, embed_dim=24, num_heads=2, depth=3,
+                        in_chans=1, drop_path_rate=.1, proj_drop_rate=.1), pictures
 
 
 class Logits(nn.Module):
@@ -33,7 +41,8 @@ class Logits(nn.Module):
 
 def bert():
     transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(vocab_size=30, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, max_position_embeddings=8, type_vocab_size=1, num_labels=3)
+    config = transformers.BertConfig(vocab_size=30, hidden_size=24, num_hidden_layers=3, num_attention_heads=2,
+                                     intermediate_size=32, max_position_embeddings=8, type_vocab_size=1, num_labels=3)
     return Logits(transformers.BertForSequenceClassification(config)), lambda n: torch.randint(0, 30, (n, 8))
 
 
@@ -45,7 +54,8 @@ def learner(kind):
     net, draw = NETS[kind]()
     net.kit_config = dict(architecture={}, input={"size": 32})
     items = list(zip(draw(24), torch.arange(24) % 3))
-    learn = Learner(DataLoaders(DataLoader(items, bs=8), DataLoader(items, bs=24)), net, loss_func=CrossEntropyLossFlat(), opt_func=adamw, train_bn=False, wd_bn_bias=True)
+    dls = DataLoaders(DataLoader(items, bs=8), DataLoader(items, bs=24))
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), opt_func=adamw, train_bn=False, wd_bn_bias=True)
     learn.is_pretrained, learn.seed = False, 0  # nothing was pre-trained here, so `scratch` has nothing to reset
     return learn
 
@@ -66,15 +76,19 @@ def test_plan_and_fact(kind, name):
     r = recipe(f"surgical({layer_groups(learn.model)[1].name})" if name == "surgical" else name)
     if r.mixup and kind == "bert":
         learn.task = type("T", (), dict(modality=TEXTS))
-        with pytest.raises(RecipeError, match="mixup averages inputs, which texts do not allow"): fit_recipe(learn, r, steps=6, lr=1e-2)
+        with pytest.raises(RecipeError, match="mixup averages inputs, which texts do not allow"):
+            fit_recipe(learn, r, steps=6, lr=1e-2)
         return
     each = 3 * (len(r.best_of) or 1)
-    steps = each * max(len(expand_phases(recipe(x), layer_groups(learn.model, recipe(x).granularity or "stage"))) for x in (r.best_of or [r]))
+    def phases(x): return len(expand_phases(x, layer_groups(learn.model, x.granularity or "stage")))
+    steps = each * max(phases(recipe(x)) for x in (r.best_of or [r]))
     states = [state(learn.model)]
-    trace = fit_recipe(learn, r, steps=steps, lr=1e-2, watch=True, on_step=lambda done: states.append(state(learn.model)))
+    def keep(done): states.append(state(learn.model))
+    trace = fit_recipe(learn, r, steps=steps, lr=1e-2, watch=True, on_step=keep)
     done = len(trace.rates)
     assert done and trace.deviation() < 1e-9
-    assert np.array_equal(trace.plan.rates[:done], trace.rates) or np.abs(trace.plan.rates[:done] - trace.rates).max() < 1e-9
+    planned = trace.plan.rates[:done]
+    assert np.array_equal(planned, trace.rates) or np.abs(planned - trace.rates).max() < 1e-9
     if r.best_of: return  # its parts are tested by themselves
     if r.lora: states[0] = states[1]  # the adapter was put in after the first look; it begins with the first step
     model = learn.model
@@ -95,7 +109,8 @@ def check_phases(trace, states, groups, model, r):
                 moved = not torch.equal(before[n], after[n])
                 # A key's bias drops out of the softmax, so its gradient is zero but for rounding.
                 if "key.bias" in n and g.name in on: continue
-                assert moved == moves(n, p, g, on, r, groups, norms), f"step {first} to {last}: {n} {'moved' if moved else 'stayed'}"
+                what = f"step {first} to {last}: {n} {'moved' if moved else 'stayed'}"
+                assert moved == moves(n, p, g, on, r, groups, norms), what
         if r.norm == "frozen":
             mine = {n for g in groups if g.name in on for n, _ in g.named_params}
             for n in before.keys() - {n for n, _ in model.named_parameters()}:
@@ -118,9 +133,11 @@ def test_interrupted_in_the_middle_of_a_phase(kind, tmp_path):
     "Optimiser state, dropout's random numbers and place in the epoch included."
     def stop(done):
         if done == 11: raise InterruptedError("pulled the plug")
-    whole = fit_recipe(learner(kind), "ulmfit + l2_sp", steps=20, lr=1e-2, curve_points=2, watch=True)
-    with pytest.raises(InterruptedError): fit_recipe(learner(kind), "ulmfit + l2_sp", steps=20, lr=1e-2, curve_points=2, watch=True, checkpoint=tmp_path, save_every=5, on_step=stop)
-    rest = fit_recipe(learner(kind), "ulmfit + l2_sp", steps=20, lr=1e-2, curve_points=2, watch=True, checkpoint=tmp_path)
+    def fit(**more):
+        return fit_recipe(learner(kind), "ulmfit + l2_sp", steps=20, lr=1e-2, curve_points=2, watch=True, **more)
+    whole = fit()
+    with pytest.raises(InterruptedError): fit(checkpoint=tmp_path, save_every=5, on_step=stop)
+    rest = fit(checkpoint=tmp_path)
     assert np.abs(rest.losses - whole.losses).max() < 1e-6 and np.array_equal(rest.rates, whole.rates)
     assert not list(tmp_path.iterdir()), "a finished fit leaves no state behind"
     for k in whole.watched: assert np.allclose(rest.watched[k], whole.watched[k], atol=1e-6)

@@ -25,8 +25,9 @@ def test_killed_half_way_and_started_again(tmp_path):
     (tmp_path/"whole").mkdir(); (tmp_path/"cut").mkdir()
     expected = summary(tmp_path/"whole")
     total = len(done_runs(tmp_path/"whole"))
-    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", *map(str, SMALL), "--out", str(tmp_path/"cut"/"out")], cwd=tmp_path,
-                         env=environment(tmp_path/"cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, "-m", "finetune_nb.cli.main", *map(str, SMALL), "--out", str(tmp_path/"cut"/"out")]
+    p = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path/"cut"), stdout=subprocess.DEVNULL,
+                         stderr=subprocess.DEVNULL, start_new_session=True)
     while p.poll() is None and len(done_runs(tmp_path/"cut")) < total // 2: time.sleep(.01)
     os.killpg(p.pid, signal.SIGKILL); p.wait()
     before = done_runs(tmp_path/"cut")
@@ -43,10 +44,13 @@ def test_two_at_once_do_every_run_once(tmp_path):
     code = ("import sys, finetune_nb.experiments.train as t; from finetune_nb.core.files import content_hash\n"
             "from finetune_nb.experiments.presets.compare import compare\n"
             "train = t.train_run\n"
-            "def logged(config, *more):\n    open(sys.argv[1], 'a').write(content_hash(config) + '\\n'); return train(config, *more)\n"
+            "def logged(config, *more):\n"
+            "    open(sys.argv[1], 'a').write(content_hash(config) + '\\n')\n"
+            "    return train(config, *more)\n"
             "t.train_run = logged\n"
             "compare('digits', ['full', 'linear_probe'], labels=1, profile='smoke', quiet=True)")
-    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"log")], env=environment(tmp_path), cwd=tmp_path) for _ in range(2)]
+    command = [sys.executable, "-c", code, str(tmp_path/"log")]
+    both = [subprocess.Popen(command, env=environment(tmp_path), cwd=tmp_path) for _ in range(2)]
     assert [p.wait(timeout=200) for p in both] == [0, 0]
     trained = (tmp_path/"log").read_text().split()
     assert len(trained) == len(set(trained)) == len(done_runs(tmp_path))

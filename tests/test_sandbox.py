@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from finetune_nb.sandbox.isolation import IsolationError, Limits, can_isolate, isolate, run_isolated
+from finetune_nb.sandbox.isolation import IsolationError, Limits, can_isolate, run_isolated
 from finetune_nb.sandbox.session import run_submission
 
 OK, WHY = can_isolate()
@@ -410,7 +410,9 @@ def test_the_source_of_a_hidden_check_never_gets_there():
         import gc, os, sys
         def double(x):
             f, seen = sys._getframe(), []
-            while f: seen += [str(v) for v in {**f.f_locals, **f.f_globals}.values() if isinstance(v, (str, bytes, dict, list))]; f = f.f_back
+            while f:
+                known = {**f.f_locals, **f.f_globals}.values()
+                seen += [str(v) for v in known if isinstance(v, (str, bytes, dict, list))]; f = f.f_back
             seen += [str(o) for o in gc.get_objects() if isinstance(o, (str, bytes, bytearray))]
             open("found.txt", "a").write("SECRET-" + "1" in str(seen) and "LEAK" or "nothing ")
             return 2*x
@@ -431,7 +433,8 @@ def test_nothing_outside_can_be_written(tmp_path):
     import finetune_nb
     student = f"""
         import os
-        for p in ({str(tmp_path)!r}, {str(tmp_path/'readable')!r}, "/usr/lib", "/etc", "/", "/dev", "/proc/sys/kernel/hostname", {str(Path(finetune_nb.__file__).parent)!r}, {sys.prefix + '/lib'!r}):
+        for p in ({str(tmp_path)!r}, {str(tmp_path/'readable')!r}, "/usr/lib", "/etc", "/", "/dev",
+                  "/proc/sys/kernel/hostname", {str(Path(finetune_nb.__file__).parent)!r}, {sys.prefix + '/lib'!r}):
             for q in (p + "/written", p + "/x.txt", p):
                 try: open(q, "w").write("changed"); print("wrote", q)
                 except OSError: pass
@@ -455,7 +458,9 @@ def test_there_is_no_network():
         server.settimeout(.1); local.bind("\0finetune_nb test of the sandbox"); local.listen()
         student = f"""
             import socket
-            for family, address in ((socket.AF_INET, ("127.0.0.1", {server.getsockname()[1]})), (socket.AF_INET, ("10.0.0.1", 80)), (socket.AF_UNIX, "\\0finetune_nb test of the sandbox"), (40, (2, 1))):
+            for family, address in ((socket.AF_INET, ("127.0.0.1", {server.getsockname()[1]})),
+                                    (socket.AF_INET, ("10.0.0.1", 80)),
+                                    (socket.AF_UNIX, "\\0finetune_nb test of the sandbox"), (40, (2, 1))):
                 try:
                     with socket.socket(family) as s: s.settimeout(1); s.connect(address); print("reached", address)
                 except OSError as e: pass
@@ -496,8 +501,12 @@ def test_rights_cannot_be_had_again():
     student = """
         import ctypes, os, subprocess
         C = ctypes.CDLL(None, use_errno=True)
-        print(os.getuid() != 0, [C.unshare(0x10000000), C.unshare(0x20000), C.mount(b"none", b"/tmp", b"tmpfs", 0, None), C.umount2(b"/usr", 2), C.chroot(b"/tmp"), C.setuid(0), C.ptrace(16, 1, 0, 0), C.setns(0, 0), C.syscall(321, 0, 0, 0)])
-        print([l.split()[1] for l in open("/proc/self/status") if l.startswith(("CapEff", "CapPrm", "CapBnd", "NoNewPrivs", "Seccomp:"))])
+        print(os.getuid() != 0,
+              [C.unshare(0x10000000), C.unshare(0x20000), C.mount(b"none", b"/tmp", b"tmpfs", 0, None),
+               C.umount2(b"/usr", 2), C.chroot(b"/tmp"), C.setuid(0), C.ptrace(16, 1, 0, 0), C.setns(0, 0),
+               C.syscall(321, 0, 0, 0)])
+        marks = ("CapEff", "CapPrm", "CapBnd", "NoNewPrivs", "Seccomp:")
+        print([l.split()[1] for l in open("/proc/self/status") if l.startswith(marks)])
         try: print(subprocess.run(["unshare", "-Ur", "id"], capture_output=True).returncode)
         except OSError: print(1)
     """
@@ -578,7 +587,8 @@ def test_refused_where_it_is_impossible(monkeypatch):
     monkeypatch.setattr(module, "can_isolate", lambda: (False, "user namespaces are not allowed here"))
     with pytest.raises(
         IsolationError,
-        match=r"cannot be isolated on this machine: user namespaces are not allowed here. --no-isolation \(unsafe=True\) goes on"):
+        match=r"cannot be isolated on this machine: user namespaces are not allowed here. "
+              r"--no-isolation \(unsafe=True\) goes on"):
         run_submission(lab(), QUICK)
     points, _, log = graded(lab(), unsafe=True)
     assert points == 7 and log == ["it ran without isolation, as asked for"]

@@ -1,4 +1,5 @@
-"A study that two programs run at once, that loses a worker, or that runs on a cluster: the same table, and nothing done twice."
+"""A study that two programs run at once, that loses a worker, or that runs on a cluster: the same table, and nothing
+done twice."""
 import csv, os, signal, subprocess, sys, time
 
 import pytest
@@ -20,6 +21,12 @@ def command(tmp, *more):
     return ["study", "small.yaml", "--profile", "smoke", *more]
 
 
+def started(tmp, out, **env):
+    "The command in a process of its own."
+    return subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", *command(tmp, "--out", out)], cwd=tmp,
+                            env=environment(tmp, **env), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 def table(out):
     "What the study found, times apart."
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader((out/"results.csv").open())]
@@ -38,7 +45,7 @@ def expected(tmp_path_factory):
 
 
 def test_two_programs_share_a_study(tmp_path, expected):
-    both = [subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", *command(tmp_path, "--out", f"out{i}")], cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for i in range(2)]
+    both = [started(tmp_path, f"out{i}") for i in range(2)]
     assert [(p.communicate(timeout=200)[1], p.returncode)[1] for p in both] == [0, 0]
     assert attempts(tmp_path) == [1]*RUNS, "no run twice, none lost"
     assert table(tmp_path/"out0") == table(tmp_path/"out1") == expected
@@ -56,13 +63,14 @@ def children(pid):
 
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds the workers in /proc")
 def test_a_killed_worker_costs_its_run_alone(tmp_path, expected):
-    p = subprocess.Popen([sys.executable, "-m", "finetune_nb.cli.main", *command(tmp_path, "--out", "out")], cwd=tmp_path, env=environment(tmp_path, FINETUNE_NB_WORKERS="2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    p = started(tmp_path, "out", FINETUNE_NB_WORKERS="2")
     store, killed = tmp_path/"cache"/"runs", None
     while p.poll() is None and killed is None:
         # A worker in the middle of a run: its number stands in the run's list of attempts.
         for f in store.glob("*/attempts") if store.exists() else []:
             lines = f.read_text().split("\n")
-            if not (f.parent/"run.json").exists() and lines[0] and (pid := int(lines[0].split()[0])) in children(p.pid): os.kill(pid, signal.SIGKILL); killed = pid; break
+            if (f.parent/"run.json").exists() or not lines[0]: continue
+            if (pid := int(lines[0].split()[0])) in children(p.pid): os.kill(pid, signal.SIGKILL); killed = pid; break
         time.sleep(.002)
     err = p.communicate(timeout=200)[1]
     assert p.returncode == 0, err
@@ -73,8 +81,10 @@ def test_a_killed_worker_costs_its_run_alone(tmp_path, expected):
 
 def test_a_cluster_gives_the_same_table(tmp_path, expected):
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None) as cluster:
-        got = cli(tmp_path, *command(tmp_path, "--out", "out", "--backend", "dask", "--address", cluster.scheduler_address))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1",
+                                  dashboard_address=None) as cluster:
+        dask = ("--backend", "dask", "--address", cluster.scheduler_address)
+        got = cli(tmp_path, *command(tmp_path, "--out", "out", *dask))
         assert got.returncode == 0, got.stderr
     assert attempts(tmp_path) == [1]*RUNS
     assert table(tmp_path/"out") == expected

@@ -44,11 +44,13 @@ BEYOND = (
           "Labelled digits arrive in blocks; going on mixes in a few old items.", _STREAM,
           (Contrast("after the last block", "go_on", "start_over", "same", margin=.02),
            Contrast("updates", "go_on", "start_over", "less", "updates", margin=1, unit="updates", counted=True))),
-    Claim("cheaper_than_scratch", "beyond", "Fine-tuning costs less computing than training from scratch to the "
-                                            "same accuracy.", "vendors; Strubell et al. (2019) for what training costs",
-          "REFERENCE: a full update costs 6N operations a token whatever the start; what differs is how "
-          "many are needed", "Counted operations to scratch's final validation accuracy. The "
-                             "pre-training itself is not counted; it is paid once.", _RACE,
+    Claim("cheaper_than_scratch", "beyond",
+          "Fine-tuning costs less computing than training from scratch to the same accuracy.",
+          "vendors; Strubell et al. (2019) for what training costs",
+          "REFERENCE: a full update costs 6N operations a token whatever the start; "
+          "what differs is how many are needed",
+          "Counted operations to scratch's final validation accuracy. The pre-training itself is not counted; "
+          "it is paid once.", _RACE,
           (Contrast("GFLOP to scratch's final validation accuracy: full minus scratch",
                     values=race("scratch", "full", per_step=True), expect="less", margin=1, unit="GFLOP"),)),
     Claim("rag_beats_fine_tuning", "beyond", "For new facts, retrieval beats fine-tuning.", "Ovadia et al. (2024)",

@@ -43,8 +43,8 @@ class Contrast:
             a, b, names = result.values(x, self.metric), result.values(y, self.metric), dict(arm=x, against=y)
         m = result.metric_of(None if callable(self.metric) else self.metric)
         unit, scale = (self.unit, 1) if self.unit else ("points" if m.unit == "%" else m.unit, m.scale)
-        return contrast(a, b, margin=self.margin) | names | dict(what=self.what, expect=self.expect, unit=unit,
-                                                                 scale=scale, counted=self.counted)
+        said = dict(what=self.what, expect=self.expect, unit=unit, scale=scale, counted=self.counted)
+        return contrast(a, b, margin=self.margin) | names | said
 
 # %% ../../nbs/api/claims/00_claim.ipynb #232f650a
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ _SHOWDOWN = (
     arg("--reference", metavar="ARM", default="rag", help="arm to compare with (default rag)"),
     arg("--margin", type=share, default=0.02, help="differences of at most this do not matter (default 0.02)"),
     arg("--corpus", metavar="PATH",
-        help="your own documents instead of made-up worlds: a folder of .md, .txt, .pdf or .csv, a SQuAD file, docs"),
+        help="your own documents instead of made-up worlds: a folder of .md, .txt, .pdf or .csv, a SQuAD file, "
+             "or docs"),
     arg("--questions", metavar="FILE", help="csv with columns question, answer and, if known, passage"),
     PROFILE,
     out_folder("showdown"))

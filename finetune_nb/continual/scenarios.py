@@ -23,15 +23,15 @@ from ..data.task import Task
 # %% ../../nbs/api/continual/00_scenarios.ipynb #3087be60
 def only_classes(
     task, # a Task
-    classes, # numbers of the classes that stay, in the order that their new labels have
-) -> Task: # with labels 0 .. len(classes) - 1
+    outputs, # numbers of the classes that stay, in the order that their new labels have
+) -> Task: # with labels 0 .. len(outputs) - 1
     "The part of `task` with these classes."
-    classes, known = [int(c) for c in classes], len(task.target.vocab)
-    if len(set(classes)) < len(classes) or not set(classes) <= set(range(known)) or not classes:
+    outputs, known = [int(o) for o in outputs], task.target.n_outputs
+    if not outputs or len(set(outputs)) < len(outputs) or not set(outputs) <= set(range(known)):
         raise TaskError(
-            f"task '{task.name}' has the classes 0 to {known - 1}; give some of them, each once, not {classes}")
-    names = [task.target.vocab[c] for c in classes]
-    part = keep_classes(task, classes, f"only the classes {', '.join(names)}")
+            f"task '{task.name}' has the classes 0 to {known - 1}; give some of them, each once, not {outputs}")
+    names = [task.target.output_names[o] for o in outputs]
+    part = keep_classes(task, outputs, f"only the classes {', '.join(names)}")
     return replace(part, name=f"{task.name} {names[0]}-{names[-1]}" if len(names) > 1 else f"{task.name} {names[0]}")
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #636824e0
@@ -40,18 +40,18 @@ def split_classes(
     parts, # how many; they must divide the number of classes
     *,
     order=None, # numbers of the classes in the order in which they come; None for 0, 1, 2 ...
-) -> tuple: # (list of Task, list of the classes of each)
+) -> tuple: # (list of Task, for each the numbers of its classes)
     "Cut the classes of `task` into equal parts."
-    n = len(task.target.vocab)
-    order = list(range(n)) if order is None else [int(c) for c in order]
+    n = task.target.n_outputs
+    order = list(range(n)) if order is None else [int(o) for o in order]
     if sorted(order) != list(range(n)):
         raise TaskError(f"the order of the classes of task '{task.name}' must name each of 0 to {n - 1} once")
     if not 2 <= parts <= n or n % parts:
         fit = ", ".join(str(k) for k in range(2, n + 1) if n % k == 0)
         raise TaskError(
             f"the {n} classes of task '{task.name}' do not divide into {parts} equal parts; give one of {fit}")
-    classes = np.reshape(order, (parts, -1)).tolist()
-    return [only_classes(task, c) for c in classes], classes
+    outputs = np.reshape(order, (parts, -1)).tolist()
+    return [only_classes(task, own) for own in outputs], outputs
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #3b22eb65
 DOMAINS = ("plain", "inverted", "rotated", "textured", "occluded", "blurred")
@@ -148,7 +148,7 @@ def allowed(
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #9fc50fab
 @patch
-def rivals(
+def competing_outputs(
     self:Scenario,
     i, # number of the part that is learned now
 ) -> torch.Tensor: # bool [outputs, outputs]

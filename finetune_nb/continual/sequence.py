@@ -170,7 +170,7 @@ def sequence_run(
         R, losses, training, out = _learn_parts(c, course, method, test, lr)
         on_valid = part_accuracies(course.net, course.valid, allowed=scenario.allowed(len(scenario) - 1))
     found = sequence_measures(R, start)
-    out |= dict(test_accuracy=found.pop("accuracy"), valid_accuracy=sum(on_valid) / len(on_valid), **found, R=R,
+    out |= dict(test_accuracy=found.pop(ACCURACY.name), valid_accuracy=sum(on_valid) / len(on_valid), **found, R=R,
                 start=start)
     return out | dict(losses=[round(l, 5) for l in losses], updates=len(losses), lr=lr,
                       strength=getattr(method, "strength", None),

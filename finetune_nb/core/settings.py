@@ -177,7 +177,7 @@ def _read_ini(file):
             yield k, text
 
 # %% ../../nbs/api/core/02_settings.ipynb #b6b021f1
-_TOP = """# finetune_nb settings: what a teacher edits. Packaging and nbdev live in pyproject.toml, which nbdev 3 insists on.
+_TOP = """# finetune_nb settings: what a teacher edits. Packaging and nbdev live in pyproject.toml.
 # Every key may be left out; `finetune-nb doctor` shows what is in force.
 """
 

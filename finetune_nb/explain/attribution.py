@@ -61,26 +61,27 @@ class Attribution:
     score:np.ndarray  # its logit for the input
     base:np.ndarray  # its logit for the baseline; None for Grad-CAM, which has none
     predicted:list  # class that the network chose
-    classes:list  # names
+    output_names:list  # of the task's target
     tokens:list = None  # texts: list of tokens of each
     images:np.ndarray = None  # pictures: [B, H, W, C] in 0 to 1, for drawing
 
     def gap(self):
-        "Completeness (Sundararajan et al., 2017): sum of the values minus what they have to add up to, one an item, in logits."
+        "Completeness (Sundararajan et al., 2017): sum of the values minus what they have to add up to, in logits."
         if self.base is None:
             raise FinetuneError(f"{self.method} promises no sum; completeness is a property of integrated gradients")
         return self.values.reshape(len(self.values), -1).sum(1) - (self.score - self.base)
 
     def plot(self, labels=None, n=8):
-        "A gallery: pictures with their maps below, or texts with coloured tokens (orange speaks for the class, purple against it)."
-        return (_plot_images if self.tokens is None else _plot_texts)(self,
-                                                                      None if labels is None else np.asarray(labels), n)
+        "Pictures with their maps below, or texts with coloured tokens: orange speaks for the class, purple against."
+        if labels is not None: labels = np.asarray(labels)
+        return (_plot_images if self.tokens is None else _plot_texts)(self, labels, n)
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #9f07b0a6
 def _title(a, i, labels):
-    names = [str(a.classes[j]) for j in (a.target[i], a.predicted[i])]
-    return (f"for {names[0]}" + (f", predicted {names[1]}" if names[1] != names[0] else "")
-            + (f", is {a.classes[labels[i]]}" if labels is not None and a.classes[labels[i]] != names[0] else ""))
+    explained, predicted = (str(a.output_names[j]) for j in (a.target[i], a.predicted[i]))
+    title = f"for {explained}" if predicted == explained else f"for {explained}, predicted {predicted}"
+    label = explained if labels is None else a.output_names[labels[i]]
+    return title if label == explained else f"{title}, is {label}"
 
 def _plot_images(a, labels, n):
     import matplotlib.pyplot as plt
@@ -133,8 +134,8 @@ def _prepare(learn, x, target):
             f"attributions need a batch {shape}, got shape {list(x.shape)}; pick_items(learn, [0, 1]) makes one")
     with eval_mode(model): logits = model(x)
     predicted, names = logits.argmax(1).tolist(), learn.task.target.output_names
-    target = predicted if target is None else [int(t)
-                                               for t in (target if hasattr(target, "__len__") else [target]*len(x))]
+    if target is None: target = predicted
+    target = [int(t) for t in (target if hasattr(target, "__len__") else [target]*len(x))]
     if len(target) != len(x) or not all(0 <= t < len(names) for t in target):
         raise FinetuneError(f"target needs one output number from 0 to {len(names) - 1} for each of the {len(x)} "
                             f"inputs, got {target[:8]}")
@@ -231,8 +232,10 @@ def _baseline(learn, x, baseline):
 def _no_text(learn, ids):
     "Fillers in place of every token except the marks of beginning and end."
     tok = learn.model.kit_config["input"]["encode"]
-    keep = [tok.ids["xxbos"]] if hasattr(tok, "ids") else [i for k in ("cls", "sep", "bos", "eos")
-                                                           if (i := getattr(tok.tok, f"{k}_token_id")) is not None]
+    if hasattr(tok, "ids"): keep = [tok.ids["xxbos"]]
+    else:
+        marks = (getattr(tok.tok, f"{k}_token_id") for k in ("cls", "sep", "bos", "eos"))
+        keep = [i for i in marks if i is not None]
     return torch.where(torch.isin(ids, torch.tensor(keep, device=ids.device)), ids, learn.model.pad_id)
 
 def word_embedding(model):
@@ -252,7 +255,7 @@ def integrated_gradients(
     baseline="black",
     steps=128, # of the integral (Gauss-Legendre)
 ) -> Attribution: # with completeness .gap()
-    "Integrated gradients of a class's logit (Sundararajan et al., 2017); texts: with respect to the word vectors, summed per token."
+    "Integrated gradients of a logit (Sundararajan et al., 2017); for texts those of word vectors, summed per token."
     attr, model = _captum(), learn.model
     x, target, predicted, score = _prepare(learn, x, target)
     about = dict(target=target, n_steps=steps, internal_batch_size=max(256, len(x)))
@@ -261,7 +264,7 @@ def integrated_gradients(
     base = base[range(len(x)), target]
     return Attribution(**dict(method="integrated gradients", inputs=x, values=values.detach().float().cpu().numpy(),
                               target=target, score=score, base=base.cpu().numpy(),
-                              predicted=predicted, classes=learn.task.target.output_names) | more)
+                              predicted=predicted, output_names=learn.task.target.output_names) | more)
 
 # %% ../../nbs/api/explain/01_attribution.ipynb #113d2d99
 def _of_images(attr, learn, x, baseline, about):
@@ -269,8 +272,9 @@ def _of_images(attr, learn, x, baseline, about):
     start = _baseline(learn, x, baseline)
     with torch.enable_grad():
         values = attr.IntegratedGradients(learn.model).attribute(x, baselines=start, **about).sum(1)
-    return values, learn.model(start), dict(images=_pictures(learn, x), method="integrated gradients from "
-                                            f"{baseline if isinstance(baseline, str) else 'a baseline of your own'}")
+    start_name = baseline if isinstance(baseline, str) else "a baseline of your own"
+    shown = dict(images=_pictures(learn, x), method=f"integrated gradients from {start_name}")
+    return values, learn.model(start), shown
 
 def _of_texts(attr, learn, x, baseline, about):
     "(values [B, L], logits of the baseline, what else is shown)"
@@ -311,8 +315,8 @@ def randomisation_test(
     seed=0,
     absolute=False, # compare sizes only, without signs?
     **kwargs, # further arguments of `method`
-) -> "DataFrame": # down_to (lowest group shuffled; "none" first), item, similarity (Spearman, -1 to 1); empty maps are left out
-    "Cascading model randomisation (Adebayo et al., 2018): how alike are the maps while weights are shuffled from the head downwards?"
+) -> "DataFrame": # down_to (lowest group shuffled; "none" first), item, similarity (Spearman, -1 to 1); no empty maps
+    "Cascading model randomisation (Adebayo et al., 2018): how alike are maps as weights are shuffled from the head?"
     import pandas as pd
     first = method(learn, x, **kwargs)
     real = np.ones(first.values.shape, bool) if first.tokens is None else np.arange(first.values.shape[1]) < np.array([

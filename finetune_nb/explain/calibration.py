@@ -86,7 +86,7 @@ def ece(
     bins=15,
     adaptive=False, # bins of equal numbers of items (Nguyen and O'Connor, 2015)?
 ) -> float: # 0..1
-    "Expected calibration error of the chosen class: mean gap between confidence and accuracy, weighted by items (Naeini et al., 2015; Guo et al., 2017)."
+    "Expected calibration error: mean gap between confidence and accuracy, weighted by items (Naeini et al., 2015)."
     t = reliability(probs, labels, bins=bins, adaptive=adaptive)
     return float((t.n * (t.accuracy - t.confidence).abs()).sum() / t.n.sum())
 
@@ -119,7 +119,7 @@ def ece_by_chance(
     draws=200, # simulated sets of labels
     seed=0,
 ) -> np.ndarray: # float64 [draws]
-    "ECE that a perfectly calibrated network would show on as many items with these confidences (Bröcker and Smith, 2007)."
+    "ECE that a perfectly calibrated network would show on items with these confidences (Bröcker and Smith, 2007)."
     c = np.asarray(probs, float).max(1)
     which, right = _bin_of(c, bins, adaptive), rng(seed, "ece").random((draws, len(c))) < c
     return np.array([np.abs(np.bincount(which, r - c, bins)).sum() for r in right]) / len(c)
@@ -161,7 +161,7 @@ def probs(
 # %% ../../nbs/api/explain/02_calibration.ipynb #d5778e86
 @patch
 def table(self:Calibration):
-    "One row before, one after the temperature: accuracy, mean confidence, ECE with what chance alone gives, adaptive ECE, Brier score, NLL."
+    "Before and after the temperature: accuracy, mean confidence, ECE (also by chance, adaptive), Brier score, NLL."
     import pandas as pd
     def row(name, t):
         p = self.probs(t)

@@ -6,8 +6,6 @@
 __all__ = ['question_scores', 'lab_scores', 'class_tables', 'tables_csv', 'question_statistics', 'plot_questions', 'report']
 
 # %% ../../nbs/api/grading/10_gradebook.ipynb #21990def
-from pathlib import Path
-
 from ..core.errors import FinetuneError
 from ..core.figures import COLOURS
 from ..core.files import read_json, writable_folder, write_text

@@ -9,6 +9,7 @@ __all__ = ['need_nbgrader', 'read_notebook', 'kind', 'grade_id', 'points', 'mark
 # %% ../../nbs/api/grading/00_lab.ipynb #10a7f351
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import finetune_nb
@@ -18,7 +19,7 @@ from ..core.files import write_text
 # %% ../../nbs/api/grading/00_lab.ipynb #f09d7341
 def need_nbgrader():
     "Labs are released and graded by nbgrader, which is an extra."
-    try: import nbgrader.preprocessors
+    try: import_module("nbgrader.preprocessors")
     except ImportError:
         raise FinetuneError(
             'labs are released and graded with nbgrader: pip install "finetune_nb[classroom]"') from None

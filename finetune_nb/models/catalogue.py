@@ -107,7 +107,7 @@ def _known(name):
 def measure_model(
     name, # as for `describe_model`
 ) -> dict: # parameters, macs; macs is None where they cannot be counted
-    "Parameters and multiply-adds at the model's own picture size or for 128 tokens, timm's networks with their classifier."
+    "Parameters and multiply-adds at the model's own picture size or for 128 tokens; timm's include the classifier."
     import torch
     row, config = _known(name)
     if row["source"] == "huggingface" or (config or {}).get("model_type"):

@@ -6,8 +6,6 @@
 __all__ = ['load_causal']
 
 # %% ../../nbs/api/models/08_causal.ipynb #1f22434c
-from pathlib import Path
-
 import torch
 
 from ..core.errors import ModelError
@@ -19,8 +17,7 @@ from .load import model_folder
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 def load_causal(
-    # bundled name, a folder in transformers' format, or a hub name such as "HuggingFaceTB/SmolLM2-135M"
-    name="world_lm",
+    name="world_lm", # bundled, a folder in transformers' format, or on the hub, as "HuggingFaceTB/SmolLM2-135M"
     offline="auto", # "yes" never asks the network
 ): # -> (causal language model in single precision, tokeniser)
     "A language model that writes, and its tokeniser; weights come from safetensors, never from pickle."
@@ -30,17 +27,17 @@ def load_causal(
     source = str(folder) if folder.is_dir() else str(name)
     with quiet():
         config, tok = config_and_tokenizer(source, offline, instead="world_lm")
-        if folder.is_dir() and (digest := getattr(config, "sha256",
-                                                  None)) and sha256(folder/"model.safetensors") != digest:
+        digest = getattr(config, "sha256", None)
+        if folder.is_dir() and digest and sha256(folder/"model.safetensors") != digest:
             raise ModelError(f"{folder/'model.safetensors'} is damaged: its SHA-256 is not the one on record. Install "
                              "the kit again or run `make pretrained`")
-        model, info = fetch(source, "weights", offline=offline,
-                            get=lambda: transformers.AutoModelForCausalLM.from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
-            local_files_only=offline == "yes", trust_remote_code=False), instead="world_lm")
-    if info["missing_keys"]:
+        how = dict(config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
+                   local_files_only=offline == "yes", trust_remote_code=False)
+        model, info = fetch(source, "weights", offline=offline, instead="world_lm",
+                            get=lambda: transformers.AutoModelForCausalLM.from_pretrained(source, **how))
+    if lost := sorted(info["missing_keys"]):
         raise ModelError(f"'{source}' does not hold weights for a language model that writes: "
-                         f"{len(info['missing_keys'])} are missing, such as '{sorted(info['missing_keys'])[0]}'")
+                         f"{len(lost)} are missing, such as '{lost[0]}'")
     return model.eval(), tok
 
 # %% ../../nbs/api/models/08_causal.ipynb #33b5b62d

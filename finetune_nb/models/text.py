@@ -27,7 +27,7 @@ class TextClassifier(nn.Module):
         self.model, self.pad_id, self.pad_side = model, pad_id, pad_side
 
     def mask(self, ids):
-        "int64 [B, L]: 1 where the text is, 0 where it was filled up. An id equal to the filler inside the text still counts as text."
+        "int64 [B, L]: 1 for text, 0 where it was filled up. An id equal to the filler inside the text counts as text."
         real = ids != self.pad_id
         if self.pad_side == "left": return (real.cumsum(1) > 0).long()
         return (real.flip(1).cumsum(1).flip(1) > 0).long()
@@ -152,9 +152,9 @@ def load_tokenizer(
     if (folder/"vocab.json").is_file() and isinstance(v := read_json(folder/"vocab.json"), list):
         return PieceTokenizer(v)
     if not folder.is_dir(): raise ModelError(f"no such folder: {folder}")
-    def get(): return import_text().AutoTokenizer.from_pretrained(str(folder), local_files_only=True,
-                                                                  trust_remote_code=False)
-    with quiet(): return HubTokenizer(fetch(str(folder), "tokeniser", offline="yes", get=get))
+    source, how = str(folder), dict(local_files_only=True, trust_remote_code=False)
+    def get(): return import_text().AutoTokenizer.from_pretrained(source, **how)
+    with quiet(): return HubTokenizer(fetch(source, "tokeniser", offline="yes", get=get))
 
 # %% ../../nbs/api/models/07_text.ipynb #bab2328a
 class HubTokenizer:

@@ -25,11 +25,13 @@ from .loop import (SavedRun, check_loss, load_optimisers, optimiser_tensors, par
 from ..data.builtin.docs import Fresh, licence_of, package_root, read_texts
 
 # %% ../../nbs/api/pretraining/04_docs_lm.ipynb #3dd092c5
-SOURCES = """PIL IPython _pytest anyio attr babel beartype bleach bs4 click comm dateutil debugpy executing fastai fastcore fastdownload fastprogress filelock fontTools
-fsspec h11 httpcore httpx huggingface_hub idna ipykernel ipywidgets jedi jinja2 joblib json5 jsonschema jupyter_client jupyter_core jupyter_events jupyter_lsp jupyter_server
-jupyterlab jupyterlab_server markdown_it mistune narwhals nbclient nbconvert nbdev nbformat packaging parso pexpect platformdirs plum prometheus_client prompt_toolkit psutil
-pydantic pygments pyparsing referencing requests rich safetensors setuptools smart_open soupsieve spacy srsly thinc timm torchvision tornado tqdm traitlets
-urllib3 wasabi watchdog wcwidth weasel websocket yaml zmq""".split()
+SOURCES = """PIL IPython _pytest anyio attr babel beartype bleach bs4 click comm dateutil debugpy executing fastai
+fastcore fastdownload fastprogress filelock fontTools fsspec h11 httpcore httpx huggingface_hub idna ipykernel
+ipywidgets jedi jinja2 joblib json5 jsonschema jupyter_client jupyter_core jupyter_events jupyter_lsp jupyter_server
+jupyterlab jupyterlab_server markdown_it mistune narwhals nbclient nbconvert nbdev nbformat packaging parso pexpect
+platformdirs plum prometheus_client prompt_toolkit psutil pydantic pygments pyparsing referencing requests rich
+safetensors setuptools smart_open soupsieve spacy srsly thinc timm torchvision tornado tqdm traitlets urllib3 wasabi
+watchdog wcwidth weasel websocket yaml zmq""".split()
 
 def corpus(
     sources=None, # package names; None for the standard library and `SOURCES`
@@ -166,26 +168,43 @@ def pretrain(
     stop_after=None, # steps to do now, at most; None for all
     quiet=False, # no progress bar?
 ) -> dict|None: # results; None if stopped before the end
-    "Pre-train the language model in `out`, or resume it; ends by writing model.safetensors (fp16), config.json and README.md."
+    "Pre-train the language model in `out`, or resume it; ends by writing weights (fp16), config.json and README.md."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     texts = corpus(sources, a_source)
-    train, held = split_corpus(texts, seed)
-    tok = PieceTokenizer(learn_tokens(train, vocab))
-    train, held = tok(train), tok(held)
-    arch = dict(architecture or ARCHITECTURE, vocab_sz=len(tok.vocab))
-    run = dict(architecture=arch, steps=steps, streams=streams, length=length, peak=peak, weight_decay=weight_decay,
-               drop_mult=drop_mult, seed=seed)
-    set_seed(seed)
-    model = language_model(arch, drop_mult).train()
-    start_bias(model, train)
+    tok, train, held = _encoded(texts, vocab, seed)
+    run = dict(architecture=dict(architecture or ARCHITECTURE, vocab_sz=len(tok.vocab)), steps=steps, streams=streams,
+               length=length, peak=peak, weight_decay=weight_decay, drop_mult=drop_mult, seed=seed)
     saved = SavedRun(out, [run, content_hash([tok.vocab, [t for *_, t in texts]])], quiet=quiet)
-    batches = Streams(train, streams, length, seed)
-    log = _train(model, batches, run, saved, save_every, stop_after, quiet)
+    model = _untrained(run, train)
+    log = _train(model, Streams(train, streams, length, seed), run, saved, save_every, stop_after, quiet)
     if log is None: return None
-    results = _results(model, train, held, len(tok.vocab), steps*streams*length, steps/batches.each)
+    results = _results(model, train, held, run)
     _ship(out, model, tok, run, results, log, Counter(p for p, *_ in texts))
     saved.remove()
     return results
+
+# %% ../../nbs/api/pretraining/04_docs_lm.ipynb #91d25af0
+def _encoded(texts, vocab, seed):
+    "(tokeniser learned from the training texts, those texts, the held-out ones), both as ids."
+    train, held = split_corpus(texts, seed)
+    tok = PieceTokenizer(learn_tokens(train, vocab))
+    return tok, tok(train), tok(held)
+
+def _untrained(run, train):
+    "The model before its first step."
+    set_seed(run["seed"])
+    model = language_model(run["architecture"], run["drop_mult"]).train()
+    start_bias(model, train)
+    return model
+
+def _results(model, train, held, run):
+    "What config.json says of the finished model."
+    guesses = baselines(train, held, run["architecture"]["vocab_sz"])
+    each = Streams(train, run["streams"], run["length"], run["seed"]).each
+    return {"perplexity_held_out": perplexity(model, held), **{f"perplexity_{k}": v for k, v in guesses.items()},
+            "texts": len(train), "tokens": sum(map(len, train)),
+            "tokens_seen": run["steps"] * run["streams"] * run["length"], "held_out_texts": len(held),
+            "epochs": round(run["steps"] / each, 2)}
 
 # %% ../../nbs/api/pretraining/04_docs_lm.ipynb #13b683a6
 def _train(model, batches, run, saved, save_every, stop_after, quiet):
@@ -210,21 +229,14 @@ def _train(model, batches, run, saved, save_every, stop_after, quiet):
             saved.save(_pack(model, opt), step=step + 1, log=log)
     return log if last == steps else None
 
-def _results(model, train, held, vocab, seen, epochs):
-    "What config.json says of the finished model."
-    return {"perplexity_held_out": perplexity(model, held),
-            **{f"perplexity_{k}": v for k, v in baselines(train, held, vocab).items()}, "texts": len(train),
-            "tokens": sum(map(len, train)), "tokens_seen": seen, "held_out_texts": len(held),
-            "epochs": round(epochs, 2)}
-
 # %% ../../nbs/api/pretraining/04_docs_lm.ipynb #2a2bebb6
 def _ship(out, model, tok, run, results, log, sources):
+    "Write weights, configuration and card."
     save_tensors(out/"model.safetensors", {k: v.half() for k, v in lm_state(model).items()})
     config = dict(modality="text", architecture=run["architecture"], input=dict(max_length=64, pad_side="right"),
-                  vocab=tok.vocab, licence="Apache-2.0",
-                  sha256=sha256(out/"model.safetensors"),
-                  training={k: v for k, v in run.items() if k != "architecture"},
-                  results=results, log=log, parameters=sum(p.numel() for p in model.parameters()),
+                  vocab=tok.vocab, licence="Apache-2.0", sha256=sha256(out/"model.safetensors"),
+                  training={k: v for k, v in run.items() if k != "architecture"}, results=results, log=log,
+                  parameters=sum(p.numel() for p in model.parameters()),
                   sources=[dict(package=p, texts=n, **licence_of(p)) for p, n in sorted(sources.items())])
     write_json(out/"config.json", config)
     write_text(out/"README.md", card(config))
@@ -238,14 +250,19 @@ def card(config):
 # %% ../../nbs/api/pretraining/04_docs_lm.ipynb #9ad107c9
 _CARD = """# docs_lm
 
-A small English language model (AWD-LSTM as in fastai: {n_layers} layers, embedding {emb_sz}, hidden size {n_hid}, {vocab_sz:,} subword tokens, {parameters:,} parameters), pre-trained on
-docstrings so that ULMFiT can be studied offline.
+A small English language model (AWD-LSTM as in fastai: {n_layers} layers, embedding {emb_sz}, hidden size {n_hid},
+{vocab_sz:,} subword tokens, {parameters:,} parameters), pre-trained on docstrings so that ULMFiT can be studied
+offline.
 
-- **Data.** {texts:,} docstrings ({tokens:,} tokens) of Python's standard library and of packages that the kit installs, code examples removed, near-duplicates once. Left out: matplotlib,
-  networkx, numpy, pandas, scipy, scikit-learn, sympy, torch, which the `docs` task is about; their names are masked wherever they occur.
-- **Recipe.** {steps:,} steps of {streams} x {length} tokens ({tokens_seen:,} in all, {epochs} epochs), AdamW, peak learning rate {peak}, weight decay {weight_decay}, dropouts x {drop_mult}, seed {seed}.
-  `python -m finetune_nb.pretraining.docs_lm` remakes it; other versions of the packages give other texts, so the weights come out similar, not equal.
-- **Result.** Perplexity {perplexity_held_out:.1f} per token on {held_out_texts:,} docstrings of held-out modules; guessing by frequency has {perplexity_unigram:.1f}, by the token before {perplexity_bigram:.1f}.
+- **Data.** {texts:,} docstrings ({tokens:,} tokens) of Python's standard library and of packages that the kit
+  installs, code examples removed, near-duplicates once. Left out: matplotlib, networkx, numpy, pandas, scipy,
+  scikit-learn, sympy, torch, which the `docs` task is about; their names are masked wherever they occur.
+- **Recipe.** {steps:,} steps of {streams} x {length} tokens ({tokens_seen:,} in all, {epochs} epochs), AdamW, peak
+  learning rate {peak}, weight decay {weight_decay}, dropouts x {drop_mult}, seed {seed}.
+  `python -m finetune_nb.pretraining.docs_lm` remakes it; other versions of the packages give other texts, so the
+  weights come out similar, not equal.
+- **Result.** Perplexity {perplexity_held_out:.1f} per token on {held_out_texts:,} docstrings of held-out modules;
+  guessing by frequency has {perplexity_unigram:.1f}, by the token before {perplexity_bigram:.1f}.
 - **Good for.** A start for classifying short technical English. **Bad for.** Writing, facts, any other language.
 - **Licence.** Apache-2.0 for the weights. Read, not contained, were the docstrings of: {used}.
 - **sha256 of model.safetensors.** {sha256}

@@ -165,17 +165,22 @@ def card(
 
 _CARD = """# zoo_resnet_photos
 
-The one of the zoo that has seen no character: timm `resnet10t` (channels {architecture}), grey 32 x 32 input, {parameters:,} parameters with its own
-classifier, which the file keeps. Architecture, steps and size of a batch are those of `zoo_resnet_long`; the data are what differs.
+The one of the zoo that has seen no character: timm `resnet10t` (channels {architecture}), grey 32 x 32 input,
+{parameters:,} parameters with its own classifier, which the file keeps. Architecture, steps and size of a batch are
+those of `zoo_resnet_long`; the data are what differs.
 
-- **Data.** {classes} places of 32 to 64 pixels with texture in two photographs, a temple and a flower, that scikit-learn ships; {drawings:,} views distorted
-  afresh for every batch (turn, zoom, shift, bend, contrast, grey value, blur, noise). Each place is a class, as in Exemplar-CNN (Dosovitskiy et al., 2014).
-- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak learning rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
-  decay, seed {seed}, one thread. No setting was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
-- **Result.** {accuracy:.1%} of freshly distorted training views and {accuracy_unseen_drawings:.1%} of views never trained on are assigned to the right place, out of {classes}: not
-  comparable between networks with other classes.
+- **Data.** {classes} places of 32 to 64 pixels with texture in two photographs, a temple and a flower, that
+  scikit-learn ships; {drawings:,} views distorted afresh for every batch (turn, zoom, shift, bend, contrast, grey
+  value, blur, noise). Each place is a class, as in Exemplar-CNN (Dosovitskiy et al., 2014).
+- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak learning rate {peak}, weight
+  decay {weight_decay}, linear warm-up and cosine decay, seed {seed}, one thread. No setting was tuned.
+  `python -m finetune_nb.pretraining.zoo` remakes it.
+- **Result.** {accuracy:.1%} of freshly distorted training views and {accuracy_unseen_drawings:.1%} of views never
+  trained on are assigned to the right place, out of {classes}: not comparable between networks with other classes.
 - **Good for.** Asking whether it matters that pre-training is close to the task.
-- **Bad for.** Recognising anything in photographs: it knows two of them, and no object. Anything that matters outside a classroom.
-- **Licence.** Apache-2.0. The photographs are not contained: china.jpg by danielbuechele and flower.jpg by vultilion (Flickr), both CC-BY 2.0.
+- **Bad for.** Recognising anything in photographs: it knows two of them, and no object. Anything that matters outside
+  a classroom.
+- **Licence.** Apache-2.0. The photographs are not contained: china.jpg by danielbuechele and flower.jpg by vultilion
+  (Flickr), both CC-BY 2.0.
 - **sha256 of model.safetensors.** {sha256}
 """

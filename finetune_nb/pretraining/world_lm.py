@@ -220,7 +220,7 @@ def pretrain(
     device="auto", # "auto", "cpu", "cuda" or "mps"
     quiet=False, # no progress bar?
 ) -> dict|None: # results; None if stopped before the end
-    "Pre-train the reader in `out`, or resume it; ends by writing model.safetensors (fp16), config.json, tokeniser and README.md."
+    "Pre-train the reader in `out`, or resume it; ends by writing weights (fp16), config.json, tokeniser and README.md."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     if steps: stages = [replace(s, steps=max(1, round(s.steps*steps/sum(s.steps for s in stages)))) for s in stages]
     tok, world = world_tokenizer(), World(**base) if base else base_world()
@@ -338,13 +338,17 @@ def card(config):
 # %% ../../nbs/api/pretraining/05_world_lm.ipynb #85715310
 _CARD = """# world_lm
 
-A causal language model that reads: among several passages it finds the one that a question is about and says what it states. Transformers' Lfm2 architecture ({layers} layers, hidden size {hidden},
-{words:,} words, {parameters:,} parameters); it loads with `AutoModelForCausalLM` and its chat template takes `documents`.
+A causal language model that reads: among several passages it finds the one that a question is about and says what it
+states. Transformers' Lfm2 architecture ({layers} layers, hidden size {hidden}, {words:,} words, {parameters:,}
+parameters); it loads with `AutoModelForCausalLM` and its chat template takes `documents`.
 
-- **Data.** Generated without limit by `finetune_nb.worlds.reading`: fictional people, places, organisations and things, new ones in every example, and one fixed world of about {facts} facts that it knows by heart.
-- **Recipe.** {steps:,} steps, {tokens:,} tokens, Muon and AdamW, peak learning rate {peak}, seed {seed}: bare records first, then prose, then up to ten similar passages, then words that mean nothing and borrowed phrasings.
+- **Data.** Generated without limit by `finetune_nb.worlds.reading`: fictional people, places, organisations and
+  things, new ones in every example, and one fixed world of about {facts} facts that it knows by heart.
+- **Recipe.** {steps:,} steps, {tokens:,} tokens, Muon and AdamW, peak learning rate {peak}, seed {seed}: bare records
+  first, then prose, then up to ten similar passages, then words that mean nothing and borrowed phrasings.
   `python -m finetune_nb.pretraining.world_lm` remakes it.
-- **Good for.** Experiments with retrieval, fine-tuning and both, on a laptop. **Bad for.** Anything in real English: it knows no other words.
+- **Good for.** Experiments with retrieval, fine-tuning and both, on a laptop. **Bad for.** Anything in real English:
+  it knows no other words.
 - **Licence.** Apache-2.0. It contains no third-party material.
 - **sha256 of model.safetensors.** {sha256}
 

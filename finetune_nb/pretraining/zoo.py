@@ -88,17 +88,20 @@ def card(
 # %% ../../nbs/api/pretraining/02_zoo.ipynb #ba8448f9
 _CARD = """# {name}
 
-One of a zoo of small image classifiers made to be chosen from: timm `{arch}`{made}, grey 32 x 32 input, {parameters:,} parameters with its own
-classifier, which the file keeps.
+One of a zoo of small image classifiers made to be chosen from: timm `{arch}`{made}, grey 32 x 32 input,
+{parameters:,} parameters with its own classifier, which the file keeps.
 
-- **Data.** {classes} characters ({data}) in the DejaVu and STIX fonts that matplotlib ships, {drawings:,} {how}. No digit, nothing
-  that looks like one, no Georgian or Armenian letter.
-- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak learning rate {peak}, weight decay {weight_decay}, linear warm-up and cosine
-  decay, seed {seed}, one thread. No setting was tuned. `python -m finetune_nb.pretraining.zoo` remakes it.
-- **Result.** {accuracy:.1%} of training drawings and {accuracy_unseen_drawings:.1%} of drawings never trained on are named correctly, out of {classes}, under the
-  distortion it was trained with: not comparable between networks with other classes.
+- **Data.** {classes} characters ({data}) in the DejaVu and STIX fonts that matplotlib ships, {drawings:,} {how}. No
+  digit, nothing that looks like one, no Georgian or Armenian letter.
+- **Recipe.** {steps:,} steps of {size} images ({images_seen:,} in all), AdamW, peak learning rate {peak}, weight
+  decay {weight_decay}, linear warm-up and cosine decay, seed {seed}, one thread. No setting was tuned.
+  `python -m finetune_nb.pretraining.zoo` remakes it.
+- **Result.** {accuracy:.1%} of training drawings and {accuracy_unseen_drawings:.1%} of drawings never trained on are
+  named correctly, out of {classes}, under the distortion it was trained with: not comparable between networks with
+  other classes.
 - **Good for.** Asking which of several pre-trained networks suits a task, before fine-tuning all of them.
-- **Bad for.** Photographs, and anything that matters outside a classroom; several of these were trained too little or on too little on purpose.
+- **Bad for.** Photographs, and anything that matters outside a classroom; several of these were trained too little or
+  on too little on purpose.
 - **Licence.** Apache-2.0. The fonts' licences allow drawing from them freely; no font is contained.
 - **sha256 of model.safetensors.** {sha256}
 """

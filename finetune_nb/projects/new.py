@@ -7,6 +7,7 @@ __all__ = ['KINDS', 'TEMPLATES', 'FEWEST', 'template', 'filled', 'check_data', '
 
 # %% ../../nbs/api/projects/01_new.ipynb #51bfd43b
 import re, tempfile
+from collections import Counter
 from pathlib import Path
 
 import finetune_nb
@@ -14,7 +15,7 @@ from ..core.errors import FileError, FinetuneError, TaskError, unknown_name
 from ..core.files import atomic_folder, read_json, write_json, write_text
 from ..core.settings import default_ini, settings
 from ..data.readers.formats import IMAGE_SUFFIXES, split_named
-from .prepare import class_files, fits, look_at, texts_from
+from .prepare import fits, labelled_files, look_at, texts_from
 
 # %% ../../nbs/api/projects/01_new.ipynb #6e56cb16
 KINDS = {"image": "a folder with one folder of pictures per class",
@@ -111,10 +112,8 @@ def _about(task, labels):
 
 def _check_images(path, questions, text, label):
     from finetune_nb.data.registry import load_task
-    by_class = {}
-    for classes in class_files(path, IMAGE_SUFFIXES).values():
-        for c, files in classes.items(): by_class[c] = by_class.get(c, 0) + len(files)
-    if by_class: _enough(by_class, path, "pictures")
+    each = Counter(label for _, label, _ in labelled_files(path, IMAGE_SUFFIXES))
+    if each: _enough(each, path, "pictures")
     try: task = load_task(path)
     except TaskError as e: raise TaskError(str(e).replace(", or skip them (--skip-bad)", "")) from None
     labels = _budget(task)
@@ -139,7 +138,7 @@ def _check_texts(path, questions, text, label):
 
 # %% ../../nbs/api/projects/01_new.ipynb #810f4752
 def _smaller_valid(table, how, most=1000):
-    "A large validation part, which every run asks many times, gives texts back to training; the test part stays as it is."
+    "A large validation part, which every run asks many times, gives texts back to training; the test part stays."
     valid = table.split.map(lambda s: split_named(s) == "valid") if "split" in table else None
     if valid is None or valid.sum() <= most: return table, how
     number = table[valid].groupby("label").cumcount().reindex(table.index, fill_value=0)

@@ -52,8 +52,8 @@ class WiseFT(Callback):
         alpha=0.5, # share of the fine-tuned weights
         new=None, # bool [outputs]: rows of the head that nothing has trained before this fit; None for all of them
     ):
-        self.follow, self.model, self.groups, self.alpha, self.new, self.before = (follow, model, groups,
-                                                                                   alpha, new, None)
+        self.follow, self.model, self.groups = follow, model, groups
+        self.alpha, self.new, self.before = alpha, new, None
 
     def first_body_step(self) -> int: # None if the body never moves
         "The step at which a group below the head first has a rate."

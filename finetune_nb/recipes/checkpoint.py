@@ -33,8 +33,9 @@ class Checkpoint:
 
     def epochs_done(self, each) -> int: # 0 if nothing was saved
         "Whole epochs of `each` steps that the saved state has behind it."
-        return json.loads(load_tensors(self.file)[1].get("state",
-                                                         "{}")).get("step", 0) // each if self.file.is_file() else 0
+        if not self.file.is_file(): return 0
+        state = json.loads(load_tensors(self.file)[1].get("state", "{}"))
+        return state.get("step", 0) // each
 
     def name(self, follow) -> str: # a hash
         "A fit is named by its plan, its network and `about`."
@@ -126,8 +127,8 @@ def load(
     for name, o in self.parts.items(): o.load(part(f"part.{name}."))
     follow.step, follow.curve = plain["step"], plain["curve"]
     for k in _RECORDS: setattr(follow, k, tensors[f"record.{k}"].tolist())
-    self._resumed, self._order, self._random, self._torch_random = (True, plain["order"], plain["random"],
-                                                                    tensors["random"])
+    self._resumed, self._order = True, plain["order"]
+    self._random, self._torch_random = plain["random"], tensors["random"]
 
 # %% ../../nbs/api/recipes/05_checkpoint.ipynb #030b4bbd
 def _load_optimiser(opt, model, tensors, numbers):

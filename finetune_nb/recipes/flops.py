@@ -91,7 +91,7 @@ def fit_flops(
     steps=None, # optimiser steps; None for `epochs` passes over the training items
     epochs=10, # used if `steps` is None
     cache=True, # compute a frozen body's features once, as `fit_recipe` does?
-) -> dict: # total = forward + backward, features (part of forward), per_step, operators per step, phases, by_operator ...
+) -> dict: # total = forward + backward, features (part of forward), per_step, operators, phases, by_operator ...
     "Floating-point operations of `fit_recipe(learn, recipe, steps)`."
     r, steps = find_recipe(recipe), steps or epochs * len(learn.dls.train)
     if r.best_of:
@@ -109,7 +109,7 @@ def fit_flops(
 
 # %% ../../nbs/api/recipes/09_flops.ipynb #104bf5af
 def _feature_flops(learn, xs, n):
-    "Operations of computing the features of all items once, those of the validation items included; `xs` become features."
+    "Operations of computing the features of all items once, validation items included; `xs` become features."
     net = learn.model
     def run(): xs[0] = net.forward_head(net.forward_features(xs[0]), pre_logits=True)
     with torch.no_grad(): once = count_flops(run)

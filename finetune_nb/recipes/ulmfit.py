@@ -107,6 +107,7 @@ def target_lm(
     meta = load_tensors(file)[1]
     return dict(weights=file) | {k: kind(meta[k]) for k, kind in kinds.items()}
 
+# %% ../../nbs/api/recipes/08_ulmfit.ipynb #b68e477a
 def _read_texts(learn, valid, steps, lr):
     "Train a language model; -> what `target_lm` says of it: perplexity on the texts `valid`, steps, seconds."
     began, checked = time.perf_counter(), learn.tok(valid, 128)

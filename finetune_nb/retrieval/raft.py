@@ -68,7 +68,7 @@ def raft_items(
 
 # %% ../../nbs/api/retrieval/06_raft.ipynb #324fb589
 def _others(world, fact, n, kind, how):
-    "n distractors; people with the same attribute are many, towns few, so passages of other kinds fill up what is missing."
+    "n distractors; people with the same attribute are many, towns few, so passages of other kinds make up the number."
     others = []
     for hardness in dict.fromkeys([kind, "same_name", "random"]):
         if len(others) >= n: break

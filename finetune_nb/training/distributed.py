@@ -206,7 +206,7 @@ def launch(
     return out
 
 def _why(err):
-    "The line of an error output that names the cause; fastai puts the callback's name on the line and the reason below it."
+    "The line of an error output that names the cause; fastai puts the callback's name there and the reason below it."
     lines = [re.sub(r"^\[rank\d+\]: *", "", l).strip() for l in err.splitlines()]
     def names_error(l): return re.match(r"[\w.]*(Error|Exception): ", l) and "ChildFailedError" not in l
     first = next((i for i, l in enumerate(lines) if names_error(l)), None)

@@ -19,7 +19,7 @@ def can_cache(
     trainable, # set of group names that train
     norm, # norm policy of the others
 ): # -> bool
-    "May the features below the head be computed once? Only under a frozen body, with a plain linear head and no random augmentation."
+    "May features be computed once? Only under a frozen body, with a plain linear head and no random augmentation."
     model = learn.model
     if not (hasattr(learn, "groups") and hasattr(learn, "task")): return False
     if norm != "frozen" or set(trainable) != {learn.groups[-1].name} or learn.task.augment: return False
@@ -34,9 +34,8 @@ def features(
     dl, # a MemoryDL, in order
 ): # -> (float32 [N, D], int64 [N])
     "The pooled features below the classifier of every item of `dl`."
-    with eval_mode(model):
-        xs, ys = zip(*[(model.forward_head(model.forward_features(x.as_subclass(torch.Tensor)),
-                                           pre_logits=True), y.as_subclass(torch.Tensor)) for x, y in dl])
+    def pooled(x): return model.forward_head(model.forward_features(x.as_subclass(torch.Tensor)), pre_logits=True)
+    with eval_mode(model): xs, ys = zip(*[(pooled(x), y.as_subclass(torch.Tensor)) for x, y in dl])
     return torch.cat(xs), torch.cat(ys)
 
 @contextmanager

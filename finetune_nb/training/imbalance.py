@@ -45,8 +45,9 @@ def _all_present(learn, counts, what):
 LOSSES = {
     "cross_entropy": dict(args={}, about="plain: every item counts alike"),
     "weighted": dict(args=dict(power=1.), about="weight 1/n^power: every class counts alike at power 1"),
-    "class_balanced": dict(args=dict(beta=.99), about="weight (1 - beta)/(1 - beta^n): the n-th item of a class tells "
-                                                      "less than the first (Cui et al., 2019)"),
+    "class_balanced": dict(
+        args=dict(beta=.99),
+        about="weight (1 - beta)/(1 - beta^n): the n-th item of a class tells less than the first (Cui et al., 2019)"),
     "logit_adjusted": dict(args=dict(tau=1.), about="cross-entropy of f_y + tau ln prior_y (Menon et al., 2021)"),
     "focal": dict(args=dict(gamma=2.),
                   about="cross-entropy times (1 - p_y)^gamma: easy items count less (Lin et al., 2017)"),
@@ -124,25 +125,27 @@ def set_loss(
     return learn
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #787dff96
-SAMPLINGS = {"none": dict(power=1., about="every item once an epoch"),
-             "oversample": dict(power=0., about="every class as often as the commonest: its items "
-                                                "repeated, what does not divide evenly drawn by the seed"),
-             "undersample": dict(power=None, about="every class as often as the rarest: a choice "
-                                                   "of its items, drawn once a run by the seed"),
-             "square_root": dict(power=.5, about="half-way between none and oversample (Kang et al., 2020)")}
+SAMPLINGS = {
+    "none": dict(power=1., about="every item once an epoch"),
+    "oversample": dict(power=0., about="every class as often as the commonest: its items repeated, "
+                                       "what does not divide evenly drawn by the seed"),
+    "undersample": dict(power=None, about="every class as often as the rarest: a choice of its items, "
+                                          "drawn once a run by the seed"),
+    "square_root": dict(power=.5, about="half-way between none and oversample (Kang et al., 2020)"),
+}
 
 def set_sampling(
     learn, # a learner of `pretrained_learner`
     sampling="none", # a name of `SAMPLINGS`
 ): # -> learn
-    "Show the training items of `learn` in other proportions; batch size and the seed of the order stay, a loss of `set_loss` is counted anew."
+    "Show the training items in other proportions; batch size and seed of the order stay, `set_loss` is counted anew."
     if sampling not in SAMPLINGS: raise RecipeError(unknown_name("sampling", sampling, SAMPLINGS))
     counts = class_counts(learn)
     plain, old, kind = _plain_items(learn), learn.dls.train, SAMPLINGS[sampling]
     data, power, have = _with_index(plain, plain.index), kind["power"], counts[counts > 0]
     if sampling != "none":
-        index, y, draw = (np.asarray(plain.index), np.asarray(plain.y[plain.index]),
-                          rng(learn.seed, "sampling", sampling))
+        index, draw = np.asarray(plain.index), rng(learn.seed, "sampling", sampling)
+        y = np.asarray(plain.y[plain.index])
         places = (np.full_like(counts, have.min()) if power is None
                   else np.rint(counts**power * counts.max()**(1 - power)).astype(int))
         picks = [draw.permutation(index[y == c]) for c in np.flatnonzero(counts)]
@@ -205,7 +208,7 @@ def class_scores(
     groups=None, # name of the group of each item of the split [N], such as the hospital it came from; None for none
     cuts=None, # thresholds of `class_groups`
 ): # -> dict of plain types: accuracy, balanced_accuracy, head_accuracy, middle_accuracy, tail_accuracy, per_class, n
-    "Accuracy, and what it hides: recall of each class, of common and rare ones, and of groups of items. What has no items is None."
+    "Accuracy, and what it hides: recall of each class, of common and rare ones, of groups; None without items."
     predicted, y = predictions(learn, split)
     r = recalls(predicted, y, len(learn.task.target.vocab))
     mean = lambda x: float(np.nanmean(x)) if np.isfinite(x).any() else None
@@ -281,7 +284,7 @@ def adjust_after(
     tau=None, # for the first two; None to choose it from `TAUS` on the validation split
     lr=None, # for the other two; None to choose it from `HEAD_RATES` in the same way
     steps=200, # of the other two, in batches of 64 features
-): # -> dict of plain types: method, chosen (tau or rate), tried (dicts of value, valid_balanced_accuracy), valid_balanced_accuracy
+): # -> dict: method, chosen (tau or rate), tried (dicts of value, valid_balanced_accuracy), valid_balanced_accuracy
     "Correct a trained classifier for the sizes of its classes. Class sizes are those that it was trained on."
     if method not in ADJUSTMENTS: raise RecipeError(unknown_name("adjustment", method, ADJUSTMENTS))
     head, (vx, vy) = linear_head(learn.model), split_features(learn, "valid")
@@ -305,10 +308,12 @@ def _shifts(learn, head, method, tau):
     w, b = head.weight.detach().clone(), head.bias.detach().clone()
     prior = _all_present(learn, class_counts(learn, sampled=True), method)
     log_prior = torch.tensor(np.log(prior / prior.sum()), dtype=b.dtype, device=b.device)
-    length = w.norm(dim=1); scale = lambda t: (length.mean() / length.clamp_min(1e-12))**t
-    change = (lambda t: (w, b - t*log_prior)) if method == "logit_adjustment" else (lambda t: (
-        w * scale(t)[:, None], b * scale(t)))
-    return change, TAUS if tau is None else (float(tau),)
+    length = w.norm(dim=1)
+    def adjusted(t): return w, b - t*log_prior
+    def scaled(t):
+        scale = (length.mean() / length.clamp_min(1e-12))**t
+        return w * scale[:, None], b * scale
+    return adjusted if method == "logit_adjustment" else scaled, TAUS if tau is None else (float(tau),)
 
 def _new_heads(learn, head, method, lr, steps):
     x, y = split_features(learn, "train")
@@ -344,7 +349,7 @@ def smote(
     seed=0, # of the draws
     k=5, # neighbours to choose from; fewer where a class has no more
 ): # -> (x, y) with every class as large as the largest, the given items first
-    "Fill every class up with points between an item and one of its nearest neighbours in the class (SMOTE; Chawla et al., 2002); a single item is repeated."
+    "Fill up each class with points between nearest neighbours (SMOTE; Chawla et al., 2002); a single item is repeated."
     try: from imblearn.over_sampling import SMOTE, RandomOverSampler
     except ImportError:
         raise FinetuneError('SMOTE needs imbalanced-learn: pip install "finetune_nb[imbalance]"') from None

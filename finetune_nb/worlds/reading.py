@@ -75,7 +75,7 @@ def common_words() -> frozenset: # of str
 
 # %% ../../nbs/api/worlds/01_reading.ipynb #659129df
 def _words_of(which):
-    "Words of names, values and of the templates that `which` leaves, in both cases: any may begin a sentence or follow an opening."
+    "Words of names, values and the templates that `which` leaves, in both cases: any may begin or follow an opening."
     texts = [w for pair in name_words().values() for ws in pair for w in ws] + list(openings()) + [UNKNOWN, ":", "the"]
     for attributes in schema().values():
         for a in attributes.values():
@@ -156,7 +156,7 @@ def _people(g, n, k, shared, namesakes, part):
     return people, facts
 
 def _second_hop(g, people, facts, k, part, split):
-    "Facts about an entity to which one of the facts leads, added to `facts`, and a question over both; None if none leads on."
+    "`facts` and those about an entity that one of them leads to, and a question over both; None if none leads on."
     first = [f for fs in facts for f in fs if f.about.leads and f.value not in people]
     if not first: return None
     first = _pick(g, first)
