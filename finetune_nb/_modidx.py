@@ -117,7 +117,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'finetune_nb.cli.command.command_parser': ( 'api/cli/command.html#command_parser',
                                                                                      'finetune_nb/cli/command.py'),
                                          'finetune_nb.cli.command.count': ('api/cli/command.html#count', 'finetune_nb/cli/command.py'),
-                                         'finetune_nb.cli.command.count_or_all': ( 'api/cli/command.html#count_or_all',
+                                         'finetune_nb.cli.command.label_budget': ( 'api/cli/command.html#label_budget',
                                                                                    'finetune_nb/cli/command.py'),
                                          'finetune_nb.cli.command.out_folder': ( 'api/cli/command.html#out_folder',
                                                                                  'finetune_nb/cli/command.py'),

@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from finetune_nb.core.errors import FinetuneError
 from finetune_nb.core.metric import Metric
+from finetune_nb.core.settings import settings
 from finetune_nb.data.audit import audit
 from finetune_nb.data.registry import TASKS, load_task
 from finetune_nb.data.targets.target import TARGETS, Target, target_from
@@ -17,6 +18,7 @@ from finetune_nb.data.task import Task
 from finetune_nb.experiments.engine import run_study
 from finetune_nb.experiments.presets.compare import compare, compare_study
 from finetune_nb.experiments.report import conclusions, save_report
+from finetune_nb.experiments.train import prepare_train
 from finetune_nb.models.bundle import load_bundle, save_bundle
 from finetune_nb.training.learner import evaluate, pretrained_learner
 
@@ -69,6 +71,12 @@ def test_compare_study_and_report(name, primary, ini, tmp_path):
     some = [load_task(name).target.metrics[primary].score({k: v[i] for k, v in rows.items()}) for i in drawn]
     assert whole == pytest.approx(again.values("full")[0], abs=1e-2)
     assert np.mean(some) == pytest.approx(whole, rel=.2) and len(set(some)) > 1
+
+
+def test_a_budget_that_nobody_names_is_the_usual_one_of_the_target(ini):
+    for name, usual in (("digits", 10), ("pages", 300), ("angles", 300)):
+        arm = prepare_train(dict(task=name, recipe="linear_probe"), settings(ini), "store")
+        assert arm.make(0, lr=1e-3).config["labels"] == usual == load_task(name).target.usual_labels
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'main']
 import json, os, sys
 from importlib import import_module
 
-from .command import (ENGINE, PROFILE, amount, arg, command, command_parser, count, count_or_all,
+from .command import (ENGINE, PROFILE, amount, arg, command, command_parser, count, label_budget,
                                      out_folder, share)
 from .grading import CLASS_COMMANDS, GROUPS
 from ..core.errors import FinetuneError, SettingsError
@@ -60,8 +60,9 @@ _COMPARE = (
     arg("task", metavar="TASK", help="a name of list tasks, a folder of photos, or a csv file of texts"),
     arg("--recipes", metavar="A,B",
         help="names, sums (gradual + l2_sp) or .yaml files, separated by commas; default: the basic six"),
-    arg("--labels", type=count_or_all, default=10, metavar="N",
-        help="labelled training items per class, or 'all' (default 10)"),
+    arg("--labels", type=label_budget, default="auto", metavar="N",
+        help="labelled training items: per class, or in all where items have no classes; or 'all' (default 10 per "
+             "class, 300 in all)"),
     arg("--seeds", metavar="K", help="repetitions of every recipe"),
     arg("--model", help="bundled name, timm or transformers name, or a model's folder (default glyph_resnet for "
                         "images, docs_lm for texts)"),

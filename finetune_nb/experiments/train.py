@@ -25,7 +25,7 @@ FIELDS = dict(
     model=None, # as for `pretrained_learner`; None for the default of the task's modality
     weights=None, # safetensors file
     recipe="full", # name, YAML file, dict of fields or Recipe
-    labels=10, # label budget (labelled training items per class); None for all
+    labels="auto", # label budget in the unit of the task's target (per class); None for all, "auto" for what is usual
     steps=None, # optimiser steps; None for the profile's
     bs=32, # batch size
     size=None, # side of the pictures in pixels
@@ -346,6 +346,7 @@ def prepare_train(
     for m in spec["measure"]:
         if m not in MEASURES: raise FinetuneError(unknown_name("measurement", m, MEASURES))
     r, loaded = _recipe(spec), load_task(spec["task"], spec["size"], spec["skip_bad"], quiet=True)
+    if spec["labels"] == "auto": spec["labels"] = loaded.target.usual_labels
     model = spec["model"] or loaded.modality.default_models[0]
     own, bs, least, items = _checked(spec, s, loaded, model, r)
     where = Where(store, s.offline, str(spec["task"]), model, spec["weights"] and str(spec["weights"]),

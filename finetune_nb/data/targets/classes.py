@@ -28,7 +28,7 @@ ACCURACY = Metric("accuracy", "higher", 0., 1., "%", .01, "one percentage point:
 class Classes(Target):
     "One class of each item."
     vocab:list  # names, in the order of the labels
-    name, unit, metrics = "classes", "labels per class", {"accuracy": ACCURACY}
+    name, unit, usual_labels, metrics = "classes", "labels per class", 10, {"accuracy": ACCURACY}
     checks = ("copies", "labels", "odd", "classes", "drift")
 
     def __post_init__(self): self.vocab = list(self.vocab)

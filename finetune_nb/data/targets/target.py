@@ -25,6 +25,7 @@ class Target:
     "What a task's items are labelled with. A subclass is a dataclass; its fields rebuild it."
     name = ""  # as configurations have it
     unit = "labelled items"  # what a budget of labels counts
+    usual_labels = 300  # a small budget, where nobody names one
     metrics = {}  # name -> Metric; the first is the one to report and to choose by
     loss_metric = Metric("loss", "lower", 0., float("inf"), "nats", .01, "a hundredth of a nat")
     vocab = ()  # names of the network's outputs, where they have names

@@ -192,7 +192,7 @@ def compare(
     task, # as for `load_task`
     recipes=None, # names, sums such as "gradual + l2_sp", YAML files or Recipe objects; None for the basic six
     *,
-    labels=10, # label budget (labelled training items per class); None for all
+    labels="auto", # label budget in the unit of the task's target (per class); None for all, "auto" for what is usual
     seeds=None, # number of repetitions; None for the settings'
     model=None, # as for `pretrained_learner`
     weights=None, # safetensors file for the model
@@ -217,6 +217,7 @@ def compare(
                  weights=weights and str(weights), size=size, bs=bs, skip_bad=skip_bad or None)
     compare_study(task, recipes, labels=labels, **given)  # recipes are checked before the data are read
     loaded = load_task(task, size, skip_bad)
+    if labels == "auto": labels = loaded.target.usual_labels
     study = compare_study(task, recipes, labels=labels, unit=loaded.target.unit, **given)
     result = run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet)
     return Comparison(result, partial(baseline_scores, loaded, labels, result.seeds[0]))
@@ -257,7 +258,7 @@ def label_curve(
     task, # as for `load_task`
     recipes=None, # as for `compare`
     *,
-    budgets=(1, 3, 10, 30), # label budgets, in the unit of the task's target
+    budgets=None, # label budgets in the unit of the task's target; None for a tenth to three times what is usual
     seeds=None, # number of repetitions; None for the settings'
     profile=None, # smoke, fast or full; None for the settings'
     reference=None, # recipe to compare with; None for full, or the first
@@ -268,8 +269,11 @@ def label_curve(
 ) -> LabelCurve:
     "Measure `recipes` with several numbers of labels."
     from dataclasses import replace
-    from finetune_nb.data.registry import task_name
-    task = task_name(task, size=shared.get("size"), skip_bad=shared.get("skip_bad"))
+    from finetune_nb.data.registry import load_task, task_name
+    size, skip_bad = shared.get("size"), shared.get("skip_bad") or False
+    task = task_name(task, size=size, skip_bad=skip_bad)
+    usual = load_task(task, size, skip_bad).target.usual_labels
+    budgets = budgets or [max(1, round(usual*share)) for share in (.1, .3, 1, 3)]
     one = compare_study(task, recipes, labels=budgets[0], reference=reference, **shared)
     arms = {f"{r}, {n} labels": given | dict(labels=n) for n in budgets for r, given in one.arms.items()}
     study = replace(one, name=_short(task), arms=arms, reference=f"{one.reference}, {budgets[0]} labels",
