@@ -1757,6 +1757,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'finetune_nb/experiments/stats.py'),
                                                'finetune_nb.experiments.stats.family': ( 'api/experiments/stats.html#family',
                                                                                          'finetune_nb/experiments/stats.py'),
+                                               'finetune_nb.experiments.stats.holm': ( 'api/experiments/stats.html#holm',
+                                                                                       'finetune_nb/experiments/stats.py'),
                                                'finetune_nb.experiments.stats.in_units': ( 'api/experiments/stats.html#in_units',
                                                                                            'finetune_nb/experiments/stats.py'),
                                                'finetune_nb.experiments.stats.interval': ( 'api/experiments/stats.html#interval',
