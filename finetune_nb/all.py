@@ -18,7 +18,7 @@ _WHERE = {
     "models.transferability": ["transfer_score"], "models.bundle": ["save_bundle", "load_bundle", "Bundle"],
     "layers.groups": ["layer_groups", "groups_table", "parameters_table", "regroup", "param_groups"],
     "layers.freeze": ["GroupLearner", "freeze_groups", "trainability_report", "forget_frozen"],
-    "training.learner": ["pretrained_learner", "evaluate"], "training.causal": ["causal_learner"],
+    "training.learner": ["pretrained_learner", "evaluate", "TaskLearner"], "training.causal": ["causal_learner"],
     "layers.rates": ["group_rates", "plot_group_rates"], "training.schedules": ["schedule"],
     "training.adapters": ["add_lora", "merge_lora", "save_adapter", "load_adapter", "trainable_share"],
     "recipes.recipe": ["Phase"], "recipes.plan": ["Recipe", "make_plan"],
