@@ -26,7 +26,7 @@ _WHERE |= {
     "layers.groups": ["layer_groups", "groups_table", "parameters_table", "regroup", "param_groups"],
     "layers.freeze": ["GroupLearner", "freeze_groups", "trainability_report", "forget_frozen"],
     "layers.rates": ["group_rates", "plot_group_rates"],
-    "training.learner": ["pretrained_learner", "evaluate"], "training.causal": ["causal_learner"],
+    "training.learner": ["pretrained_learner", "evaluate", "TaskLearner"], "training.causal": ["causal_learner"],
     "training.schedules": ["schedule"], "training.distributed": ["on_all_devices"],
     "training.adapters": ["add_lora", "merge_lora", "save_adapter", "load_adapter", "trainable_share"],
     "training.imbalance": ["set_loss", "set_sampling", "adjust_after", "class_scores", "class_table"],

@@ -98,6 +98,7 @@ def new_items(
 ) -> MemoryItems:
     "Items as people have them, for the same model."
     if self.modality is None: raise TaskError("these loaders hold features, and only a network can make them of items")
+    if labels is not None and all(isinstance(v, (np.ndarray, torch.Tensor)) for v in labels): labels = np.stack(labels)
     y = None if labels is None else self.target.encode(labels)
     return self.over(self.modality.fitted(items, self.input), y)
 
@@ -126,9 +127,7 @@ class MemoryDL(TfmdDL):
         super().__init__(dataset, bs=bs, **(kwargs | dict(num_workers=0)))
         if seed is not None: self.rng = random.Random(int(rng(seed, "batches").integers(2**32)))
     def create_batches(self, samps):
-        samps = list(samps)
-        last = len(samps) - len(samps) % self.bs if self.drop_last else len(samps)
-        for i in range(0, last, self.bs): yield self.dataset.batch(samps[i:i + self.bs])
+        for some in self.chunkify(samps): yield self.dataset.batch(some)  # of `samps` there may be no end
 
     def new(self, dataset=None, cls=None, **kwargs):
         "The same loader with some things changed; a data set, or items as people have them."

@@ -8,53 +8,64 @@ __all__ = ['save_bundle', 'Bundle', 'load_bundle']
 # %% ../../nbs/api/models/04_bundle.ipynb #93727770
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..core.errors import ModelError
 from ..core.files import read_json, save_tensors, sha256, write_json, writable_folder
 from ..data.modalities.modality import modality
-from ..data.targets.classes import Classes
+from ..data.modalities.text import BYTES
+from ..data.targets.of_loaders import target_of_loaders
 from ..data.targets.target import target_from
 from .load import load_weights
 from .networks import networks, rebuilt
+from .plain import first_batch, plain_config, plain_model
 
 # %% ../../nbs/api/models/04_bundle.ipynb #7df890e5
 def save_bundle(
-    model, # a network of `load_pretrained` or `load_text_model`, or a learner that holds one
+    model, # a network of `load_pretrained` or `load_text_model`, or a learner, the kit's or not
     folder, # where to; made if need be
     /,
     target=None, # a Target, such as Classes(["cat", "dog"]); None takes the learner's
     **notes, # anything JSON can hold, kept in config.json (recipe, accuracy, task, ...)
 ) -> Path: # of the folder
     "Write model.safetensors, config.json and, for texts, the tokeniser to `folder`."
-    if hasattr(model, "dls"):
-        target = target or (model.task.target if hasattr(model, "task") else Classes(model.dls.vocab))
-        model = model.model
-    config = dict(getattr(model, "kit_config", None) or {})
-    if target is None:
-        raise ModelError('a network alone does not know what its outputs mean: say it (target=Classes(["cat", "dog"]))')
-    if not config:
-        raise ModelError("this network was not made by the kit, so how to rebuild it is unknown: build it with "
-                         "load_pretrained or pretrained_learner")
+    config, target, model = _described(model, target)
     if target.n_outputs != config["num_classes"]:
         raise ModelError(f"the network has {config['num_classes']} outputs, but the target has {target.n_outputs}")
     folder, input = writable_folder(folder), dict(config["input"])
-    if "encode" in input:
-        input["encode"].save(folder)
-        for k in ("encode", "decode", "key"): input.pop(k)
+    if "encode" in input and input.pop("key") != BYTES["key"]: input["encode"].save(folder)
+    for k in ("encode", "decode"): input.pop(k, None)
     save_tensors(folder/"model.safetensors", model.state_dict())
     write_json(folder/"config.json", config
                | dict(input=input, target=target.to_dict(), sha256=sha256(folder/"model.safetensors"), notes=notes))
     return folder
 
+def _described(model, target):
+    "(configuration, target, network) of a network or a learner."
+    learn, model = (model, model.model) if hasattr(model, "dls") else (None, model)
+    config, y = dict(getattr(model, "kit_config", None) or {}), None
+    if learn is None and target is None:
+        raise ModelError('a network alone does not know what its outputs mean: say it (target=Classes(["cat", "dog"]))')
+    if learn is None and not config:
+        raise ModelError("this network was not made by the kit, so how to rebuild it is unknown: build it with "
+                         "load_pretrained or pretrained_learner, or hand in the Learner that it was trained with")
+    if not config: config, y = plain_config(learn)
+    if target is None and "task" in vars(learn): target = learn.task.target
+    if target is None: target = target_of_loaders(learn.dls, first_batch(learn)[1] if y is None else y,
+                                                  config["num_classes"])
+    return config, target, model
+
 # %% ../../nbs/api/models/04_bundle.ipynb #fd1607ef
 class Bundle:
     "A fine-tuned model ready to answer; made by `load_bundle`."
     def __init__(self, model, target, config):
-        self.model, self.target, self.config, self.modality = model.eval(), target, config, modality(config["modality"])
+        self.model, self.target, self.config = model.eval(), target, config
+        self.modality = modality(config["modality"]) if config["modality"] else None  # None: takes tensors
 
     def prepare(self, items):
-        "Items of the modality (files, pictures, texts), as the network wants them."
+        "Items of the modality (files, pictures, texts; tensors without one), as the network wants them."
+        if self.modality is None: return items if isinstance(items, torch.Tensor) else torch.as_tensor(np.asarray(items))
         return self.modality.prepare(items, self.model.kit_config["input"])
 
     @torch.no_grad()
@@ -73,15 +84,18 @@ class Bundle:
 # %% ../../nbs/api/models/04_bundle.ipynb #7e22605e
 def load_bundle(
     folder, # a folder written by `save_bundle`
+    model=None, # the network to fill, if only your own code can build it
 ) -> Bundle:
     "Rebuild the network of a bundle; the weights are checked against the hash in its config.json."
     folder = Path(folder).expanduser()
     if not (folder/"config.json").is_file(): raise ModelError(f"{folder} is not a bundle: it has no config.json")
     config = read_json(folder/"config.json")
     try:
-        model, target, digest = rebuilt(config), target_from(config["target"]), config["sha256"]
-        model.kit_config = {k: config[k] for k in ("name", "modality", "architecture", "num_classes", "input")}
+        kept = {k: config[k] for k in ("name", "modality", "architecture", "num_classes", "input")}
+        target, digest = target_from(config["target"]), config["sha256"]
+        if model is None: model = plain_model(config["architecture"], config["num_classes"]) or rebuilt(config)
     except (KeyError, TypeError, AttributeError):
         raise ModelError(f"{folder/'config.json'} is not the configuration of a bundle") from None
-    model.kit_config["input"] = networks(config["modality"]).restore_input(folder, config["input"])
+    if kept["modality"]: kept["input"] = networks(config["modality"]).restore_input(folder, config["input"])
+    model.kit_config = kept
     return Bundle(load_weights(model, folder/"model.safetensors", digest, keep_head=True), target, config)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..core.errors import ModelError
 from ..data.modalities.modality import modality
+from ..data.modalities.text import BYTES
 from .architecture import create_model
 from .load import load_pretrained
 from .text import create_text_model, load_text_model, load_tokenizer, modality_of
@@ -24,6 +25,7 @@ class Networks:
     restore_input:callable = lambda folder, input: dict(input)  # what the network wants, as a bundle's folder has it
 
 def _with_tokenizer(folder, input):
+    if not any((folder/n).exists() for n in ("vocab.json", "tokenizer.json", "tokenizer_config.json")): return BYTES | input
     tok = load_tokenizer(folder)
     return input | dict(encode=tok, decode=tok.decode, key=tok.key)
 

@@ -10,15 +10,19 @@ import warnings
 from functools import partial
 
 import fastai.callback.progress, fastai.callback.schedule  # they give Learner its bars and fit_one_cycle
+import numpy as np
 import torch
+from fastai.data.load import DataLoader
 from fastai.metrics import AccumMetric
 from fastai.optimizer import OptimWrapper
+from fastcore.basics import noop
 
-from ..core.errors import ModelError
-from ..core.seeds import set_seed
+from ..core.errors import ModelError, TaskError
+from ..core.seeds import rng, set_seed
 from ..models.architecture import compute_threads, threads_for, to_fast_layout
 from ..models.networks import network_for
-from ..data.task import Task
+from ..data.targets.of_loaders import target_of_loaders
+from ..data.task import MemoryDL, Task
 from ..layers.freeze import GroupLearner
 from ..layers.groups import layer_groups, splitter
 from .score import score
@@ -99,11 +103,43 @@ def _number(value): return float("nan") if value is None else float(value)
 
 # %% ../../nbs/api/training/02_learner.ipynb #46b27d66
 def evaluate(
-    learn, # a Learner
-    split, # "valid", "test" or the name of a shift
+    learn, # a Learner, the kit's or any other one of fastai's
+    split, # "valid", "test" or the name of a shift; "train", "valid", "test" for loaders in this order, without a task
     limit=0, # look at so many items only; 0 for all
+    target=None, # a Target, if neither task nor labels say what is learned
 ) -> dict: # every metric of the target by name, the primary one first; loss; n
     "Metrics, mean loss and number of items of a split. For classes: accuracy (0..1) and cross-entropy (nats)."
-    model, device = learn.model, next(learn.model.parameters()).device
+    model, task = learn.model, vars(learn).get("task")
+    if task is None or not hasattr(model, "kit_config"): return _evaluate_plain(learn, task, split, limit, target)
+    device = next(model.parameters()).device
     with compute_threads(threads_for(model)):
-        return score(model, learn.task.test_dl(split, model.kit_config["input"], device, limit=limit))
+        return score(model, task.test_dl(split, model.kit_config["input"], device, limit=limit), target)
+
+def _evaluate_plain(learn, task, split, limit, target):
+    "The same through fastai's own loop, which knows the learner's devices and callbacks."
+    dl = _limited(_loader_of(learn, task, split), limit)
+    with learn.no_bar(): out, y = learn.get_preds(dl=dl, act=noop)
+    out, y = out.as_subclass(torch.Tensor).float(), y
+    out = out[:, None] if out.ndim == 1 else out
+    target = target or (task.target if task else target_of_loaders(learn.dls, y, out.shape[-1]))
+    y = y.as_subclass(torch.Tensor)
+    if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
+    got = target.score(target.statistics(out, y))
+    return got | dict(loss=target.item_loss(out, y, "sum").item()/len(y), n=len(y))
+
+# %% ../../nbs/api/training/02_learner.ipynb #6183ed85
+def _loader_of(learn, task, split):
+    "The loader of a split, in order and whole."
+    if task is not None and isinstance(learn.dls.valid, MemoryDL):
+        return learn.dls.valid.new(task.dataset(split, learn.dls.valid.dataset.input))
+    have = dict(zip(("train", "valid", "test"), learn.dls.loaders))
+    if split not in have: raise TaskError(f"this learner has no task; its loaders give {', '.join(have)}, not '{split}'")
+    dl = have[split]
+    return dl.new(shuffle=False, drop_last=False) if isinstance(dl, DataLoader) else dl
+
+def _limited(dl, limit):
+    "The first `limit` items of a fixed shuffle."
+    if not limit or limit >= len(dl.dataset): return dl
+    keep = np.sort(rng("limit").permutation(len(dl.dataset))[:limit]).tolist()
+    if isinstance(dl, DataLoader): return dl.new(get_idxs=lambda: keep)
+    return torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, keep), dl.batch_size, collate_fn=dl.collate_fn)

@@ -7,6 +7,8 @@ __all__ = ['BYTES', 'TEXTS', 'Texts', 'encode', 'pad_rows', 'text_ids', 'byte_en
            'all_texts', 'letter_rows']
 
 # %% ../../../nbs/api/data/modalities/02_text.ipynb #9cbf6483
+from functools import lru_cache
+
 import numpy as np
 import torch
 from fastai.text.data import TensorText
@@ -125,10 +127,13 @@ def all_texts(holders) -> list: # of str
     "The texts of several holders, one after the other."
     return [t for h in holders for t in h.texts]
 
-def letter_rows(holders): # sparse float32 [N, D], rows of length 1
-    "TF-IDF of runs of three to five letters."
+def letter_rows(holders): # sparse float32 [N, D], rows of length 1; not to be changed
+    "TF-IDF of runs of three to five letters; the last ones are kept, since several checks want the same."
+    return _letter_rows(tuple(all_texts(holders)))
+
+@lru_cache(2)
+def _letter_rows(texts):
     from sklearn.feature_extraction.text import TfidfVectorizer
-    texts = all_texts(holders)
     return TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2 if len(texts) > 1000 else 1,
                            sublinear_tf=True, dtype=np.float32).fit_transform(texts)
 
