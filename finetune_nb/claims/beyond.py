@@ -16,12 +16,8 @@ from .claim import Claim, Contrast
 # %% ../../nbs/api/claims/04_beyond.ipynb #c3a266b2
 def rag_study(profile=None, seeds=None, change=(), settings_file=None, backend="processes", address=None, quiet=False):
     "The part of the showdown that two claims need, seen as the result of a study."
-    import pandas as pd
     from finetune_nb.core.errors import FinetuneError
-    from finetune_nb.core.figures import dots_and_intervals
-    from finetune_nb.core.metric import Metric
     from finetune_nb.rag_vs_ft.showdown import showdown
-    from finetune_nb.experiments.stats import interval
     if change:
         raise FinetuneError(
             "claims about made-up facts have no labels to change: leave `change` out, or name other claims")
@@ -30,6 +26,15 @@ def rag_study(profile=None, seeds=None, change=(), settings_file=None, backend="
             "claims about made-up facts run in local processes only: leave the backend out, or name other claims")
     got = showdown(["rag", "ft_once", "ft_many"], seeds, sweeps=False, profile=profile, settings_file=settings_file,
                    quiet=quiet)
+    return _as_study(got)
+
+# %% ../../nbs/api/claims/04_beyond.ipynb #06510996
+def _as_study(got):
+    "A showdown with the methods of a study's result."
+    import pandas as pd
+    from finetune_nb.core.figures import dots_and_intervals
+    from finetune_nb.core.metric import Metric
+    from finetune_nb.experiments.stats import interval
     def values(arm, metric=None): return got[arm]["conditions"][metric or "rephrased"]["per_seed"]
     def table():
         rows = []
