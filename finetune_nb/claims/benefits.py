@@ -18,8 +18,8 @@ PROFILES = dict(smoke=dict(steps=6, bs=8, trials=1), full=dict(steps=600))
 def study(name, shared, margin=.01, **more):
     "A study of this kit's small networks; `profiles` gives each profile its steps."
     profiles = {p: PROFILES.get(p, {}) | more.get("profiles", {}).get(p, {}) for p in (*PROFILES, "fast")}
-    return Study(name, **{k: v for k, v in more.items() if k != "profiles"} | dict(
-        shared=dict(model=NET, steps=96) | shared, trials=more.get("trials", 3), margin=margin, profiles=profiles))
+    fields = dict(trials=3) | more | dict(shared=dict(model=NET, steps=96) | shared, margin=margin, profiles=profiles)
+    return Study(name, **fields)
 
 # %% ../../nbs/api/claims/01_benefits.ipynb #5f3155f7
 def curve_of(result, arm) -> list: # per seed: (step, what runs are chosen by)

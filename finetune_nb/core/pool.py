@@ -23,8 +23,8 @@ def _call_elsewhere(function, args, threads):
     from joblib.externals.loky.process_executor import BrokenProcessPool, ShutdownExecutorError
     with _LOCK:
         idle = _IDLE.setdefault(threads, [])
-        worker = idle.pop() if idle else ProcessPoolExecutor(1, timeout=300, env={
-            k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
+        env = {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        worker = idle.pop() if idle else ProcessPoolExecutor(1, timeout=300, env=env)
         _BUSY.add(worker)
     alive = False
     try:

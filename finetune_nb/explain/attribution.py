@@ -319,8 +319,9 @@ def randomisation_test(
     "Cascading model randomisation (Adebayo et al., 2018): how alike are maps as weights are shuffled from the head?"
     import pandas as pd
     first = method(learn, x, **kwargs)
-    real = np.ones(first.values.shape, bool) if first.tokens is None else np.arange(first.values.shape[1]) < np.array([
-        [len(t)] for t in first.tokens])
+    real = np.ones(first.values.shape, bool)
+    if first.tokens is not None:
+        real = np.arange(first.values.shape[1]) < np.array([[len(t)] for t in first.tokens])
     layer = {} if method is not gradcam else dict(layer=_cam_module(learn, first.inputs, kwargs.pop("layer", None))[0])
     use = [i for i, v in enumerate(first.values) if np.ptp(v[real[i]])]  # an empty map has nothing to lose
     if not use:

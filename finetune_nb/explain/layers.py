@@ -205,8 +205,8 @@ def probe(
     if len(np.unique(y)) < 2: raise FinetuneError("a probe needs at least two classes among the training labels")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return float(make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-3, max_iter=300)).fit(x, y).score(
-            x_valid, y_valid))
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-3, max_iter=300))
+        return float(probe.fit(x, y).score(x_valid, y_valid))
 
 # %% ../../nbs/api/explain/00_layers.ipynb #abe8037b
 def layer_changes(

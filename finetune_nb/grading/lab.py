@@ -180,8 +180,8 @@ def example_lab(
     import nbformat
     cells = []
     for i, (what, name, most, source) in enumerate(_EXAMPLE):
-        cells.append((md if source[0].isupper() or source[0] == "#" else code)(
-            source.replace("{number}", str(number)), id=f"cell-{i:02}"))
+        make = md if source[0].isupper() or source[0] == "#" else code
+        cells.append(make(source.replace("{number}", str(number)), id=f"cell-{i:02}"))
         if what: mark_cell(cells[-1], what, grade_id=name, points=most)
     kernel = dict(display_name="python3", language="python", name="python3")
     path = Path(folder)/f"{number:02}_means.ipynb"

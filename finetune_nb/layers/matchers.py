@@ -25,8 +25,9 @@ def is_norm(
     "Is this module a normalisation layer, of whatever library?"
     if isinstance(module, NORMS): return True
     if any(True for _ in module.children()) or not (module._parameters or module._buffers): return False
-    return type(module).__name__.rstrip("123d").endswith("Norm") or type(module).__name__.startswith((
-        "FrozenBatchNorm", "BatchNormAct", "LayerNormAct", "GroupNormAct"))
+    name = type(module).__name__
+    fused = ("FrozenBatchNorm", "BatchNormAct", "LayerNormAct", "GroupNormAct")
+    return name.rstrip("123d").endswith("Norm") or name.startswith(fused)
 
 # %% ../../nbs/api/layers/00_matchers.ipynb #881d1086
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

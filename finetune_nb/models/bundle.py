@@ -65,7 +65,8 @@ class Bundle:
 
     def prepare(self, items):
         "Items of the modality (files, pictures, texts; tensors without one), as the network wants them."
-        if self.modality is None: return items if isinstance(items, torch.Tensor) else torch.as_tensor(np.asarray(items))
+        if isinstance(items, torch.Tensor) and self.modality is None: return items
+        if self.modality is None: return torch.as_tensor(np.asarray(items))
         return self.modality.prepare(items, self.model.kit_config["input"])
 
     @torch.no_grad()

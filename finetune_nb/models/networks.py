@@ -25,7 +25,8 @@ class Networks:
     restore_input:callable = lambda folder, input: dict(input)  # what the network wants, as a bundle's folder has it
 
 def _with_tokenizer(folder, input):
-    if not any((folder/n).exists() for n in ("vocab.json", "tokenizer.json", "tokenizer_config.json")): return BYTES | input
+    files = ("vocab.json", "tokenizer.json", "tokenizer_config.json")
+    if not any((folder/n).exists() for n in files): return BYTES | input
     tok = load_tokenizer(folder)
     return input | dict(encode=tok, decode=tok.decode, key=tok.key)
 

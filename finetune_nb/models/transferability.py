@@ -69,8 +69,8 @@ def linear_probe(
     with warnings.catch_warnings():
         # a probe that has not quite converged ranks as well, ten times as fast
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return float((cross_val_predict(make_pipeline(
-            StandardScaler(), LogisticRegression(C=C, tol=1e-2, max_iter=200)), x, y, cv=parts) == y).mean())
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-2, max_iter=200))
+        return float((cross_val_predict(probe, x, y, cv=parts) == y).mean())
 
 # %% ../../nbs/api/models/05_transferability.ipynb #4220e936
 def logme(

@@ -170,25 +170,26 @@ def pretrain(
 ) -> dict|None: # results; None if stopped before the end
     "Pre-train the language model in `out`, or resume it; ends by writing weights (fp16), config.json and README.md."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    texts = corpus(sources, a_source)
-    tok, train, held = _encoded(texts, vocab, seed)
+    texts, tok, train, held = _data(sources, a_source, vocab, seed)
     run = dict(architecture=dict(architecture or ARCHITECTURE, vocab_sz=len(tok.vocab)), steps=steps, streams=streams,
                length=length, peak=peak, weight_decay=weight_decay, drop_mult=drop_mult, seed=seed)
     saved = SavedRun(out, [run, content_hash([tok.vocab, [t for *_, t in texts]])], quiet=quiet)
     model = _untrained(run, train)
-    log = _train(model, Streams(train, streams, length, seed), run, saved, save_every, stop_after, quiet)
-    if log is None: return None
+    if (log := _train(model, train, run, saved, save_every, stop_after, quiet)) is None: return None
     results = _results(model, train, held, run)
     _ship(out, model, tok, run, results, log, Counter(p for p, *_ in texts))
     saved.remove()
     return results
 
 # %% ../../nbs/api/pretraining/04_docs_lm.ipynb #91d25af0
-def _encoded(texts, vocab, seed):
-    "(tokeniser learned from the training texts, those texts, the held-out ones), both as ids."
+def _data(sources, a_source, vocab, seed):
+    "(corpus, tokeniser learned from its training texts, ids of those texts, ids of the held-out ones)"
+    texts = corpus(sources, a_source)
     train, held = split_corpus(texts, seed)
     tok = PieceTokenizer(learn_tokens(train, vocab))
-    return tok, tok(train), tok(held)
+    return texts, tok, tok(train), tok(held)
+
+def _batches(train, run): return Streams(train, run["streams"], run["length"], run["seed"])
 
 def _untrained(run, train):
     "The model before its first step."
@@ -200,17 +201,17 @@ def _untrained(run, train):
 def _results(model, train, held, run):
     "What config.json says of the finished model."
     guesses = baselines(train, held, run["architecture"]["vocab_sz"])
-    each = Streams(train, run["streams"], run["length"], run["seed"]).each
     return {"perplexity_held_out": perplexity(model, held), **{f"perplexity_{k}": v for k, v in guesses.items()},
             "texts": len(train), "tokens": sum(map(len, train)),
             "tokens_seen": run["steps"] * run["streams"] * run["length"], "held_out_texts": len(held),
-            "epochs": round(run["steps"] / each, 2)}
+            "epochs": round(run["steps"] / _batches(train, run).each, 2)}
 
 # %% ../../nbs/api/pretraining/04_docs_lm.ipynb #13b683a6
-def _train(model, batches, run, saved, save_every, stop_after, quiet):
+def _train(model, train, run, saved, save_every, stop_after, quiet):
     "The steps of this call; the log, or None if steps are left."
     opt = torch.optim.AdamW(model.parameters(), lr=run["peak"], betas=(.9, .99),
                             weight_decay=run["weight_decay"], fused=True)
+    batches = _batches(train, run)
     start, log, steps, (tensors, at) = 0, [], run["steps"], saved.load()
     model[0].bs = run["streams"]; model.reset()
     if at: _unpack(tensors, model, opt); start, log = at["step"], at["log"]

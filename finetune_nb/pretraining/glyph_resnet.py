@@ -148,8 +148,7 @@ def pretrain(
     run = dict(architecture, steps=steps, size=size, peak=peak, weight_decay=weight_decay, seed=seed,
                chars=_written(data.train.chars), distortion=distortion)
     model, saved = _untrained(architecture, data, seed), SavedRun(out, run, quiet=quiet)
-    log = _train(model, data, run, saved, save_every, stop_after, quiet)
-    if log is None: return None
+    if (log := _train(model, data, run, saved, save_every, stop_after, quiet)) is None: return None
     results = _results(model, data, run, tested)
     _ship(out, model, data, architecture, run, results, log, write_card or card)
     saved.remove()

@@ -40,9 +40,9 @@ def world_tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary())}, unk_token=UNSEEN))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    tok = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token=UNSEEN, pad_token=PAD, eos_token=END,
-                                               clean_up_tokenization_spaces=False,
-                                               model_max_length=1024, chat_template=_TEMPLATE)
+    tok = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token=UNSEEN, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False,
+        model_max_length=1024, chat_template=_TEMPLATE)
     tok.add_special_tokens({"additional_special_tokens": [s for s in SPECIALS if s not in (UNSEEN, PAD, END)]})
     return tok
 

@@ -59,6 +59,7 @@ def labelled_files(
     return [(split, label, f) for split, folders in class_files(path, endings).items()
             for label, files in folders.items() for f in files]
 
+# %% ../../nbs/api/projects/00_prepare.ipynb #bf6fd36f
 def fits(
     path, # file or folder
 ) -> list: # of kinds of project, the likeliest first

@@ -250,8 +250,8 @@ def _load_model(self:TextEncoder):
     import torch
     from finetune_nb.models.hub import config_and_tokenizer, context_length, fetch, import_text, quiet
     def load():
-        return import_text().AutoModel.from_pretrained(self.source, use_safetensors=True, output_loading_info=True,
-                                                       dtype=torch.float32, **self._common())
+        how = dict(use_safetensors=True, output_loading_info=True, dtype=torch.float32) | self._common()
+        return import_text().AutoModel.from_pretrained(self.source, **how)
     with quiet():
         config, self.tok = config_and_tokenizer(self.source, self.offline, instead="encoder='lsa'")
         model, info = fetch(self.source, "weights", offline=self.offline, get=load, instead="encoder='lsa'")

@@ -115,8 +115,9 @@ def retrieval_scores(
     rows = []
     for hits, gold in zip(results, golds):
         ids = [to(i) if to else i for i in ids_of(hits)]
-        rows.append({f"recall@{k}": recall_at(ids, gold, k) for k in ks} | {
-            "mrr": reciprocal_rank(ids, gold), f"ndcg@{max(ks)}": ndcg(ids, gold, k=max(ks)), "found": len(ids)})
+        recalls = {f"recall@{k}": recall_at(ids, gold, k) for k in ks}
+        ranks = {"mrr": reciprocal_rank(ids, gold), f"ndcg@{max(ks)}": ndcg(ids, gold, k=max(ks))}
+        rows.append(recalls | ranks | {"found": len(ids)})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/api/retrieval/01_metrics.ipynb #f2c90c2f

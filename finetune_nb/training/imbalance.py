@@ -140,23 +140,27 @@ def set_sampling(
 ): # -> learn
     "Show the training items in other proportions; batch size and seed of the order stay, `set_loss` is counted anew."
     if sampling not in SAMPLINGS: raise RecipeError(unknown_name("sampling", sampling, SAMPLINGS))
-    counts = class_counts(learn)
-    plain, old, kind = _plain_items(learn), learn.dls.train, SAMPLINGS[sampling]
-    data, power, have = _with_index(plain, plain.index), kind["power"], counts[counts > 0]
+    plain, old = _plain_items(learn), learn.dls.train
+    data = _with_index(plain, plain.index)
     if sampling != "none":
-        index, draw = np.asarray(plain.index), rng(learn.seed, "sampling", sampling)
-        y = np.asarray(plain.y[plain.index])
-        places = (np.full_like(counts, have.min()) if power is None
-                  else np.rint(counts**power * counts.max()**(1 - power)).astype(int))
-        picks = [draw.permutation(index[y == c]) for c in np.flatnonzero(counts)]
-        # np.resize repeats in turn
-        chosen = np.concatenate([np.resize(p, places[c]) for p, c in zip(picks, np.flatnonzero(counts))])
+        chosen = _sampled(plain, class_counts(learn), sampling, learn.seed)
         # several times over if that is less than a batch
         data.index = torch.from_numpy(np.tile(chosen, -(-old.bs // len(chosen))))
     train = MemoryDL(data, bs=old.bs, seed=learn.seed, shuffle=True, drop_last=True,
                      after_batch=list(old.after_batch.fs), device=old.device)
     learn.plain_items, learn.dls = plain, type(learn.dls)(train, learn.dls.valid, device=old.device)
     return set_loss(learn, learn.class_loss) if hasattr(learn, "class_loss") else learn
+
+# %% ../../nbs/api/training/06_imbalance.ipynb #11c9db95
+def _sampled(plain, counts, sampling, seed):
+    "Positions of the items, each class as often as `sampling` wants it."
+    index, power, draw = np.asarray(plain.index), SAMPLINGS[sampling]["power"], rng(seed, "sampling", sampling)
+    if power is None: places = np.full_like(counts, counts[counts > 0].min())
+    else: places = np.rint(counts**power * counts.max()**(1 - power)).astype(int)
+    y, present = np.asarray(plain.y[plain.index]), np.flatnonzero(counts)
+    picks = [draw.permutation(index[y == c]) for c in present]
+    # np.resize repeats in turn
+    return np.concatenate([np.resize(p, places[c]) for p, c in zip(picks, present)])
 
 # %% ../../nbs/api/training/06_imbalance.ipynb #e6bd5a58
 def _with_index(items, index):

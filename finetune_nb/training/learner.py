@@ -133,7 +133,8 @@ def _loader_of(learn, task, split):
     if task is not None and isinstance(learn.dls.valid, MemoryDL):
         return learn.dls.valid.new(task.dataset(split, learn.dls.valid.dataset.input))
     have = dict(zip(("train", "valid", "test"), learn.dls.loaders))
-    if split not in have: raise TaskError(f"this learner has no task; its loaders give {', '.join(have)}, not '{split}'")
+    if split not in have:
+        raise TaskError(f"this learner has no task; its loaders give {', '.join(have)}, not '{split}'")
     dl = have[split]
     return dl.new(shuffle=False, drop_last=False) if isinstance(dl, DataLoader) else dl
 
@@ -142,4 +143,5 @@ def _limited(dl, limit):
     if not limit or limit >= len(dl.dataset): return dl
     keep = np.sort(rng("limit").permutation(len(dl.dataset))[:limit]).tolist()
     if isinstance(dl, DataLoader): return dl.new(get_idxs=lambda: keep)
-    return torch.utils.data.DataLoader(torch.utils.data.Subset(dl.dataset, keep), dl.batch_size, collate_fn=dl.collate_fn)
+    some = torch.utils.data.Subset(dl.dataset, keep)
+    return torch.utils.data.DataLoader(some, dl.batch_size, collate_fn=dl.collate_fn)

@@ -49,9 +49,8 @@ def cut_groups(
     from finetune_nb.layers.groups import layer_groups, parameters_table, regroup
     if count == 6: return layer_groups(model)
     table = parameters_table(layer_groups(model, "stage" if count == 3 else "layer"))
-    if count == 3:
-        return regroup(model, table.assign(group=table.group.map(
-            lambda g: "head" if g == "head" else "upper" if g in ("layer3", "layer4") else "lower")))
+    def third(g): return "head" if g == "head" else "upper" if g in ("layer3", "layer4") else "lower"
+    if count == 3: return regroup(model, table.assign(group=table.group.map(third)))
     names, seen = {}, {}
     for layer, size in zip(table.group, table["shape"]):
         stage = layer.split(".")[0].replace("conv1", "stem").replace("bn1", "stem")
