@@ -16,29 +16,6 @@ def rag_study() -> Study:
     from finetune_nb.rag_vs_ft.showdown import showdown_study
     return showdown_study(["rag", "ft_once", "ft_many"], only=["rephrased"])
 
-# %% ../../nbs/api/claims/04_beyond.ipynb #06510996
-def _as_study(got):
-    "A showdown with the methods of a study's result."
-    import pandas as pd
-    from finetune_nb.core.figures import dots_and_intervals
-    from finetune_nb.core.metric import Metric
-    from finetune_nb.experiments.stats import interval
-    def values(arm, metric=None): return got[arm]["conditions"][metric or "rephrased"]["per_seed"]
-    def table():
-        rows = []
-        for a in got.arms:
-            found = interval(values(a["arm"]))
-            rows.append(dict(arm=a["arm"], n=len(got.seeds), mean=found["mean"], low=found["low"], high=found["high"],
-                             seconds=a["train_seconds"]))
-        return pd.DataFrame(rows).set_index("arm")
-    def plot(metric=None, ax=None):
-        v = [100*np.array(values(a["arm"])) for a in got.arms]
-        rows = [tuple(interval(x)[k] for k in ("mean", "low", "high")) for x in v]
-        dots_and_intervals(ax, rows, names=[a["arm"] for a in got.arms], runs=v, bounds=(0, 100))
-        ax.set_xlabel("correct answers on new facts, %")
-    return SimpleNamespace(seeds=got.seeds, arms={a["arm"]: {} for a in got.arms},
-                           metric_of=lambda key=None: Metric("exact match"), values=values, table=table, plot=plot)
-
 # %% ../../nbs/api/claims/04_beyond.ipynb #12b99309
 _LR = [1e-3, 3e-3, 1e-2]
 _STREAM = study(
