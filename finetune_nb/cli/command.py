@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import finetune_nb
 from ..core.errors import SettingsError, unknown_name
-from ..core.settings import PROFILES
+from ..core.settings import PROFILES, in_force
 
 # %% ../../nbs/api/cli/00_command.ipynb #c1100008
 class Parser(argparse.ArgumentParser):
@@ -91,7 +91,9 @@ class Command:
     arguments:tuple # of `arg`
     run:Callable # of the parsed arguments
 
-    def __call__(self, args): return self.run(args)
+    def __call__(self, args):
+        with in_force(getattr(args, "settings", None)): return self.run(args)
+
     @property
     def help(self): return self.run.__doc__
 

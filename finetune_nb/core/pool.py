@@ -6,7 +6,7 @@
 __all__ = ['Lost', 'run_all']
 
 # %% ../../nbs/api/core/08_pool.ipynb #afd8fb5f
-import threading
+import os, threading
 
 from .errors import FinetuneError, unknown_name
 
@@ -28,7 +28,7 @@ def _call_elsewhere(function, args, threads):
         _BUSY.add(worker)
     alive = False
     try:
-        result = worker.submit(function, *args).result()
+        result = worker.submit(_under, _settings_here(), function, *args).result()
         alive = True
         return result
     except (BrokenProcessPool, ShutdownExecutorError): return Lost()
@@ -43,6 +43,17 @@ def _call_elsewhere(function, args, threads):
 def _kill_busy():
     with _LOCK: busy = list(_BUSY)
     for worker in busy: worker.shutdown(wait=False, kill_workers=True)
+
+# %% ../../nbs/api/core/08_pool.ipynb #8c3dbdab
+_OURS = "FINETUNE_NB_"
+
+def _settings_here(): return {k: v for k, v in os.environ.items() if k.startswith(_OURS)}
+
+def _under(ours, function, *args):
+    "Call with the settings of the process that asks: this one may have been started under others."
+    for k in _settings_here(): del os.environ[k]
+    os.environ.update(ours)
+    return function(*args)
 
 # %% ../../nbs/api/core/08_pool.ipynb #997c0592
 def run_all(

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..core.errors import FinetuneError, unknown_name
 from ..core.files import writable_folder
 from ..core.metric import Metric
-from ..core.settings import settings
+from ..core.settings import in_force, settings
 from .cost import price_of
 from .run_kinds import KINDS, prepare_plain
 from .result import Result
@@ -44,8 +44,11 @@ def run_studies(
     quiet=False, # no progress board?
 ) -> list: # of Result
     "Do the runs of several studies, those they share once."
+    with in_force(settings_file): return _run(studies, profile, seeds, change, backend, address, out, quiet)
+
+def _run(studies, profile, seeds, change, backend, address, out, quiet):
     listed = isinstance(seeds, (list, tuple))
-    s = settings(settings_file, profile=profile, seeds=None if listed else seeds)
+    s = settings(profile=profile, seeds=None if listed else seeds)
     store = str(Path(s.cache)/"runs")
     # everything that can be wrong is found here
     work = [_Work(study.at(s.profile), s, store, list(seeds) if listed else None, change) for study in studies]

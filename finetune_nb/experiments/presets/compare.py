@@ -208,15 +208,16 @@ def compare(
     quiet=False, # no progress bar?
 ) -> Comparison:
     "Measure `recipes` against each other on `task`: same labels, same steps, same search for a learning rate."
-    from finetune_nb.core.settings import settings
+    from finetune_nb.core.settings import in_force, settings
     from finetune_nb.data.baseline import baseline_scores
     from finetune_nb.data.registry import load_task, task_name
     settings(settings_file, profile=profile, seeds=seeds)
-    task = task_name(task, size=size, skip_bad=skip_bad)
     given = dict(reference=reference, margin=margin, rates=rates, model=model and str(model),
                  weights=weights and str(weights), size=size, bs=bs, skip_bad=skip_bad or None)
-    compare_study(task, recipes, labels=labels, **given)  # recipes are checked before the data are read
-    loaded = load_task(task, size, skip_bad)
+    compare_study("", recipes, labels=labels, **given)  # recipes are checked before the data are read
+    with in_force(settings_file):
+        task = task_name(task, size=size, skip_bad=skip_bad)
+        loaded = load_task(task, size, skip_bad)
     if labels == "auto": labels = loaded.target.usual_labels
     study = compare_study(task, recipes, labels=labels, unit=loaded.target.unit, **given)
     result = run_study(study, profile, seeds=seeds, settings_file=settings_file, out=out, quiet=quiet)
