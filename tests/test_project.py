@@ -71,12 +71,25 @@ def test_templates_in_the_package_are_those_in_nbs():
         assert made == script("templates").bare(text), f"{name}: run make check"
 
 
+def by_command(tmp, data):
+    "The project that one command makes and runs."
+    done = cli(tmp, "new", "mine", "--kind", "rag", "--data", data.name, "--profile", "smoke", "--run", "--json",
+               limit=400)
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    assert got["kind"] == "rag" and got["report"] == str((tmp/"mine"/"report.html").resolve()) and got["seconds"] > 0
+    assert "is not empty" in refused(tmp, "new", "mine", "--kind", "rag", "--data", data)
+    return tmp/"mine"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_data_to_report(tmp_path, kind):
-    project = new_project(tmp_path/"mine", kind, data=MAKE[kind](tmp_path), profile="smoke")["folder"]
-    done = run(project, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(project/"report.html")) and "[1/" in done.stderr
+    if kind == "rag": project = by_command(tmp_path, MAKE[kind](tmp_path))
+    else:
+        project = new_project(tmp_path/"mine", kind, data=MAKE[kind](tmp_path), profile="smoke")["folder"]
+        done = run(project, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(str(project/"report.html")) and "[1/" in done.stderr
     html = sound(project, "To take away", *HEADINGS[kind])
     assert "<title>mine: " in html
     if kind == "rag":
@@ -137,18 +150,6 @@ def test_interrupted_and_taken_up_again(tmp_path):
     assert not (project/"report.html").exists() and json.loads((project/"project.ipynb").read_text())["cells"]
     done = run(project, tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-def test_from_the_command_line(tmp_path):
-    documents(tmp_path/"lamps")
-    done = cli(tmp_path, "new", "mine", "--kind", "rag", "--data", "lamps", "--profile", "smoke", "--run", "--json",
-               limit=400)
-    assert done.returncode == 0, done.stderr
-    got = json.loads(done.stdout)
-    assert got["kind"] == "rag" and got["report"] == str((tmp_path/"mine"/"report.html").resolve())
-    assert got["seconds"] > 0
-    sound(tmp_path/"mine", "Searching")
-    assert "is not empty" in refused(tmp_path, "new", "mine", "--kind", "rag", "--data", tmp_path/"lamps")
 
 
 @pytest.mark.parametrize("args, words", [

@@ -1,5 +1,5 @@
-"A comparison that is killed, repeated, or started twice at once."
-import json, os, signal, subprocess, sys, time
+"A comparison that is killed, repeated, or whose files are damaged."
+import json, os, shutil, signal, subprocess, sys, time
 
 import pytest
 
@@ -15,16 +15,27 @@ def summary(tmp, *more):
     return without_times(json.loads(got.stdout))
 
 
-def test_twice_the_same(tmp_path):
-    (tmp_path/"a").mkdir(); (tmp_path/"b").mkdir()
-    assert summary(tmp_path/"a") == summary(tmp_path/"b")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "(folder, summary) of a comparison in one go."
+    tmp = tmp_path_factory.mktemp("whole")
+    return tmp, summary(tmp)
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    "The summary of a comparison whose runs lie in `tmp_path`, as if it had just been done there."
+    shutil.copytree(whole[0]/"cache"/"runs", tmp_path/"cache"/"runs")
+    return whole[1]
+
+
+def test_twice_the_same(tmp_path, whole): assert summary(tmp_path) == whole[1]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-def test_killed_half_way_and_started_again(tmp_path):
-    (tmp_path/"whole").mkdir(); (tmp_path/"cut").mkdir()
-    expected = summary(tmp_path/"whole")
-    total = len(done_runs(tmp_path/"whole"))
+def test_killed_half_way_and_started_again(tmp_path, whole):
+    (tmp_path/"cut").mkdir()
+    total = len(done_runs(whole[0]))
     command = [sys.executable, "-m", "finetune_nb.cli.main", *map(str, SMALL), "--out", str(tmp_path/"cut"/"out")]
     p = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path/"cut"), stdout=subprocess.DEVNULL,
                          stderr=subprocess.DEVNULL, start_new_session=True)
@@ -33,35 +44,17 @@ def test_killed_half_way_and_started_again(tmp_path):
     before = done_runs(tmp_path/"cut")
     assert 0 < len(before) < total, "the kill came too late to test anything"
     assert not (tmp_path/"cut"/"out"/"report.html").exists()
-    assert summary(tmp_path/"cut") == expected
+    assert summary(tmp_path/"cut") == whole[1]
     after = done_runs(tmp_path/"cut")
     assert {k: after[k] for k in before} == before, "a finished run was done again"
     assert len(after) == total
 
 
-def test_two_at_once_do_every_run_once(tmp_path):
-    # Each run appends its name to a log when it trains; two processes share one store.
-    code = ("import sys, finetune_nb.experiments.train as t; from finetune_nb.core.files import content_hash\n"
-            "from finetune_nb.experiments.presets.compare import compare\n"
-            "train = t.train_run\n"
-            "def logged(config, *more):\n"
-            "    open(sys.argv[1], 'a').write(content_hash(config) + '\\n')\n"
-            "    return train(config, *more)\n"
-            "t.train_run = logged\n"
-            "compare('digits', ['full', 'linear_probe'], labels=1, profile='smoke', quiet=True)")
-    command = [sys.executable, "-c", code, str(tmp_path/"log")]
-    both = [subprocess.Popen(command, env=environment(tmp_path), cwd=tmp_path) for _ in range(2)]
-    assert [p.wait(timeout=200) for p in both] == [0, 0]
-    trained = (tmp_path/"log").read_text().split()
-    assert len(trained) == len(set(trained)) == len(done_runs(tmp_path))
-
-
-def test_a_half_written_result_is_not_trusted(tmp_path):
-    first = summary(tmp_path)
+def test_a_half_written_result_is_not_trusted(tmp_path, finished):
     name = sorted(done_runs(tmp_path))[0]
     run = tmp_path/"cache"/"runs"/name/"run.json"
     run.rename(run.with_name(".run.json.half"))  # what an interrupted atomic write leaves behind
-    assert summary(tmp_path) == first and run.exists()
+    assert summary(tmp_path) == finished and run.exists()
 
 
 def damage(file, at=-9):
@@ -69,13 +62,12 @@ def damage(file, at=-9):
 
 
 @pytest.mark.parametrize("what", ["run.json", "score_test_40.safetensors", "kept_weights.safetensors"])
-def test_a_flipped_byte_is_noticed_and_the_run_is_done_again(tmp_path, what):
-    first = summary(tmp_path)
+def test_a_flipped_byte_is_noticed_and_the_run_is_done_again(tmp_path, what, finished):
     file = sorted((tmp_path/"cache"/"runs").glob(f"*/{what}"))[-1]
     whole = file.read_bytes()
     damage(file, whole.index(b"accuracy") + 2 if what == "run.json" else -9)
     got = cli(tmp_path, *SMALL, "--out", tmp_path/"out", "--json")
-    assert got.returncode == 0 and without_times(json.loads(got.stdout)) == first
+    assert got.returncode == 0 and without_times(json.loads(got.stdout)) == finished
     assert f"run {file.parent.name}: {what} does not verify; it was done again" in got.stderr
     assert len((file.parent/"attempts").read_text().splitlines()) == 2
     if what != "run.json": assert file.read_bytes() == whole, "the same run, byte by byte"
@@ -117,9 +109,9 @@ def test_without_its_weights_a_run_trains_again_and_says_so(tmp_path):
     assert got.stderr.count("needs weights that are no longer kept; it was done again") == 4
 
 
-def test_worker_processes_give_what_one_process_gives(tmp_path):
-    (tmp_path/"one").mkdir(); (tmp_path/"two").mkdir()
-    one = summary(tmp_path/"one")
+def test_worker_processes_give_what_one_process_gives(tmp_path, whole):
+    (tmp_path/"two").mkdir()
+    one = whole[1] | dict(settings=dict(whole[1]["settings"]))
     (tmp_path/"two"/"settings.ini").write_text("[run]\nworkers = 2\n")
     got = cli(tmp_path/"two", *SMALL, "--out", "out", "--json", FINETUNE_NB_WORKERS="2")
     assert got.returncode == 0, got.stderr
