@@ -29,7 +29,7 @@ def save_audit(
     folder, # where to; made if need be
     dropped=None, # DataFrame that `found.cleaned()` gave beside the task
 ): # -> dict of name -> Path
-    "Write findings.csv, audit.json, report.html and, for images, gallery.png; and dropped.csv if something was dropped."
+    "Write findings.csv, audit.json, report.html; gallery.png for images; dropped.csv if something was dropped."
     folder = writable_folder(folder)
     paths = {n: folder/n for n in ("findings.csv", "audit.json", "gallery.png", "report.html", "dropped.csv")}
     write_text(paths["findings.csv"], found.items().to_csv(index=False, lineterminator="\n"))
@@ -65,8 +65,10 @@ def _write(path, found, shown, dropped):
     if found.drifts:
         body += [
             "<h2>Drift between the splits</h2>", html_table(found.drift(), index=False),
-            """<p class="small">auc: how well a linear classifier tells the two splits apart, cross-validated; chance and chance95: mean and
-95 % point of the same with the splits' names shuffled inside each class; p: how often shuffled names do as well. labels_p: chi-squared test of the class counts; labels_distance: half the sum of the differences of the classes' shares.</p>"""]
+            """<p class="small">auc: how well a linear classifier tells the two splits apart, cross-validated; chance
+and chance95: mean and 95 % point of the same with the splits' names shuffled inside each class; p: how often shuffled
+names do as well. labels_p: chi-squared test of the class counts; labels_distance: half the sum of the differences of
+the classes' shares.</p>"""]
     body += [f"<h2>What an audit cannot see</h2><p>{found.task.modality.unseen} are not noticed. A suspected "
              "label is a suspicion: the judge errs too, and a hard item looks to it like a wrong one.</p>",
              "<h2>What was looked at</h2>", html_facts({k: v for k, v in facts.items() if v != ""})]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
 
-from ..core.errors import TaskError
 from .modalities.modality import pick
 from .targets.target import Target
 
@@ -53,7 +52,7 @@ def baseline(
     self:Target,
     task, # a Task of this target
 ): # with answers(x, y, asked), `settings` and `about`
-    "The method for the plain features of the task's items: neighbours if they are dense, a linear one if they are counts."
+    "The method for the plain features of a task: neighbours if they are dense, a linear one if they are counts."
     one, = task.modality.plain_features([pick(task.items["valid"], [0])])
     return Linear() if hasattr(one, "tocsr") else Neighbours()
 

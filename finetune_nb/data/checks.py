@@ -125,7 +125,7 @@ def reduced(
 
 # %% ../../nbs/api/data/05_checks.ipynb #0379016d
 def out_of_sample(x, y, groups, seed=0, folds=5, more=()):
-    "Class probabilities [N, K] of each item by models that have not seen its group, and those of further items by a model of all."
+    "Class probabilities [N, K] by models that have not seen an item's group; of further items by a model of all."
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     k = int(y.max()) + 1
@@ -176,7 +176,7 @@ def suspects(task, x, names, pairs, seed, folds=5):
 
 # %% ../../nbs/api/data/05_checks.ipynb #2f013ad4
 def _far(v, floor, limit=5.):
-    "Robust z-score from median and median absolute deviation (Iglewicz and Hoaglin, 1993), 0 where it is below `limit`; `floor` stands in where most values are equal."
+    "Robust z-score (Iglewicz and Hoaglin, 1993), 0 below `limit`; `floor` is its least spread, where most are equal."
     off = v - np.median(v)
     z = .6745*off/max(np.median(np.abs(off)), floor)
     return np.where(np.abs(z) >= limit, z, 0.)
@@ -213,7 +213,7 @@ def drift_test(
     permutations=199, # p can be no lower than 1/(permutations + 1)
     folds=5,
 ): # -> dict(auc, chance, chance95, p): mean and 95 % point of the shuffled
-    "Cross-validated AUC of telling two sets apart, by ridge regression onto the set's name (Fisher's direction), against shuffled names."
+    "Cross-validated AUC of telling two sets apart (ridge regression, Fisher's direction), against shuffled names."
     from scipy.stats import rankdata
     x, draw = np.concatenate([a, b]), rng(seed, "drift")
     x = (x - x.mean(0))/(x.std(0) + 1e-9)
@@ -264,7 +264,7 @@ def audit_folder(
     small=32, # shorter side in pixels below which an image is tiny
     narrow=3., # longer side against shorter from which the crop to a square loses much
 ): # -> DataFrame: file, finding, detail
-    "Unreadable, tiny, narrow, animated and wrongly named images, odd colour modes, equal files, and files that no reader looks at."
+    "Images that are unreadable, tiny, narrow, animated, misnamed or odd in colour; equal files; files nobody reads."
     import pandas as pd
     from PIL import Image
     path = Path(path).expanduser()

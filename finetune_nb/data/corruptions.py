@@ -83,7 +83,7 @@ def label_noise(
     share, # of the training labels
     seed=0,
 ) -> Task:
-    "Training labels replaced by another class, each other class equally likely: symmetric noise (Angluin and Laird, 1988)."
+    "Training labels replaced by another class, each as likely: symmetric noise (Angluin and Laird, 1988)."
     task.require("label_noise", target="classes")
     share, y, draw, k = (_share(share, "label_noise"), task.targets["train"], _draw(task, seed, "label_noise"),
                          task.target.n_outputs)
@@ -98,7 +98,7 @@ def duplicates(
     share, # of the training items that are repeats of others
     seed=0,
 ) -> Task:
-    "`share` of the training items become exact repeats of the rest, as in a collection that gathered items twice; size and strata stay."
+    "`share` of the training items become exact repeats of the rest; size and strata stay."
     share, draw = _share(share, "duplicates"), _draw(task, seed, "duplicates")
     kind = task.target.stratify(task.targets["train"])
     order, stay, more = draw.permutation(len(kind)), [], []
@@ -127,7 +127,7 @@ def long_tail(
     ratio, # commonest class against rarest, 1 and more
     seed=0, # also draws which class is common
 ) -> Task:
-    "Class counts that fall geometrically from the commonest class to 1/`ratio` of it (Cui et al., 2019); never more than a class has."
+    "Class counts that fall geometrically to 1/`ratio` of the commonest class (Cui et al., 2019)."
     task.require("long_tail", target="classes")
     y, k = task.targets["train"], task.target.n_outputs
     has = np.bincount(y, minlength=k)

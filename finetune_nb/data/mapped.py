@@ -7,7 +7,6 @@ __all__ = ['KEEP_DAYS', 'room', 'items_folder', 'open_mapped', 'write_array', 'm
 
 # %% ../../nbs/api/data/01_mapped.ipynb #ae76eacd
 import os, time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +90,7 @@ def mapped(
 
 # %% ../../nbs/api/data/01_mapped.ipynb #98ea6897
 class Rows:
-    "Rows of an array in a given order, copied only when they are asked for; a slice or list of positions gives a tensor."
+    "Rows of an array in a given order, copied only when asked for; a slice or list of positions gives a tensor."
     def __init__(self, array, index): self.array, self.index = array, torch.as_tensor(index)
     def __len__(self): return len(self.index)
     def __getitem__(self, i):

@@ -224,7 +224,7 @@ def split(
     "The items and targets of a split, or of the shifted test set called `name`."
     if name in self.shifts: return self.shifts[name]
     if name in self.items: return self.items[name], self.targets[name]
-    known = ", ".join([*self.items, *self.shifts]) or "no items at all: they were left out when the learner was exported"
+    known = ", ".join([*self.items, *self.shifts]) or "no items: they were left out when the learner was exported"
     raise TaskError(f"task '{self.name}' has no split '{name}'. It has {known}")
 
 @patch
@@ -277,7 +277,7 @@ def dataloaders(
 
 @patch
 def test_dl(self:Task, split, input=None, device="cpu", bs=256, limit=0) -> MemoryDL:
-    "A loader over a split or shifted test set, in order, for evaluation; `limit` takes the first so many of a fixed shuffle."
+    "A loader over a split or shifted test set, in order; `limit` takes the first so many of a fixed shuffle."
     input, whole = input or self.default_input(), self.dataset(split, input)
     if limit: whole.index = torch.from_numpy(np.sort(rng("limit").permutation(len(whole))[:limit]))
     return MemoryDL(whole, bs=bs, after_batch=self.transforms(input), device=device)

@@ -9,7 +9,7 @@ __all__ = ['adamw', 'pick_device', 'TaskLearner', 'add_api', 'pretrained_learner
 import warnings
 from functools import partial
 
-import fastai.callback.progress, fastai.callback.schedule  # they give Learner its bars and fit_one_cycle
+import fastai.callback.progress, fastai.callback.schedule  # noqa: F401, they give Learner its bars and fit_one_cycle
 import numpy as np
 import torch
 from fastai.data.load import DataLoader
@@ -59,7 +59,7 @@ class TaskLearner(GroupLearner):
 
 def add_api() -> None:
     "`summary`, `to_fp16` and more of Learner's methods come from fastai's modules of callbacks."
-    import fastai.callback.fp16, fastai.callback.hook
+    import fastai.callback.fp16, fastai.callback.hook  # noqa: F401
 
 # %% ../../nbs/api/training/02_learner.ipynb #a94a95b4
 def pretrained_learner(

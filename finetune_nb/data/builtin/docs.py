@@ -69,7 +69,7 @@ def docstrings(
     return [d for n in _statements(tree) if isinstance(n, kinds) and (d := ast.get_docstring(n))]
 
 def _statements(tree):
-    "The module and its statements in the order of `ast.walk`, which takes four times as long since it also looks into every expression."
+    "The module and its statements in the order of `ast.walk`, which takes four times as long: it enters expressions."
     todo = deque([tree])
     while todo:
         yield (node := todo.popleft())
@@ -182,7 +182,7 @@ def docs(
     packages=None, # import names; None for `PACKAGES`
     sizes=SIZES, # texts of each package in each split
 ): # -> Task
-    "The task `docs`: which of eight packages was a docstring written for? 2,400 training, 400 validation and 800 test texts; the test texts also mistyped."
+    "Which of eight packages is a docstring from? 2,400 training, 400 validation, 800 test texts, these also mistyped."
     found = read_corpus(packages, round(1.3*sum(sizes.values())))
     parts = {n: split_modules(rows, n, sizes) for n, rows in found.items()}
     classes = sorted(parts)
@@ -203,7 +203,7 @@ def unlabelled_docs(
     sizes=SIZES, # as for `docs`
     most=1000, # texts of each package
 ): # -> list of str
-    "More docstrings of the same packages, without labels, for a language model to read: none from a module of the valid or test split, nor like one of their texts."
+    "More docstrings, for a language model: none from a module of the valid or test split, nor like one of their texts."
     small = read_corpus(packages, round(1.3*sum(sizes.values())))
     parts = {n: split_modules(rows, n, sizes) for n, rows in small.items()}
     kept, fresh = {t for p in parts.values() for s in ("valid", "test") for t in p[s]}, Fresh()

@@ -108,7 +108,7 @@ def pretraining_chars(
     digit_limit=0.7, # leave out what is more like a digit than this, in any font
     twin_limit=0.8, # of two characters more alike than this, keep the first
 ): # -> list of characters
-    "Characters to pre-train on: many scripts and symbols, without digits, their look-alikes, twins, Georgian and Armenian."
+    "Characters to pre-train on: many scripts; no digits, their look-alikes and twins, no Georgian, no Armenian."
     return list(_pretraining_chars(digit_limit, twin_limit))
 
 # %% ../../../nbs/api/data/builtin/00_glyphs.ipynb #ca921172
@@ -154,7 +154,7 @@ def distort(
     low_res=0.5, # share of images reduced to 8 to 16 pixels and enlarged again
 ): # -> float32 [B, 1, size, size] in 0..1
     "Bend, blur, texture and soil a batch of glyphs."
-    B, S = len(glyphs), glyphs.shape[-1]
+    B = len(glyphs)
     def u(*shape, lo=0., hi=1.): return torch.rand(B, *shape, generator=generator) * (hi - lo) + lo
     def n(*shape): return torch.randn(B, *shape, generator=generator)
     def some(p, new, old): return torch.where(u(1, 1, 1) < p, new, old)

@@ -60,7 +60,7 @@ def draw_pages(
     return textured(ink, torch.Generator().manual_seed(int(draw.integers(2**62)))), y
 
 def pages() -> Task:
-    "The task `pages`: 1,200 training, 300 validation and 600 test pages of 32 x 32, each with one to four letters of 12."
+    "1,200 training, 300 validation and 600 test pages of 32 x 32 pixels, each with one to four of 12 letters."
     made = {s: draw_pages(n, s) for s, n in SIZES.items()}
     names = [f"{c} U+{ord(c):04X}" for c in LETTERS]
     return Task("pages", IMAGES, MultiLabel(names), {s: ArrayImages(x) for s, (x, _) in made.items()},

@@ -38,7 +38,7 @@ def script_chars(
 PER_CLASS = {"train": 40, "valid": 5, "test": 12}  # images of each letter
 
 def scripts():
-    "The task `scripts`: 40 training, 5 validation and 12 test images of each letter, 32 x 32, made anew from a fixed seed."
+    "40 training, 5 validation and 12 test images of each letter, 32 x 32 pixels, made anew from a fixed seed."
     chars = script_chars()
     images, labels = {}, {}
     for split, n in PER_CLASS.items():

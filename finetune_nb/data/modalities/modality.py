@@ -51,9 +51,9 @@ class Modality:
     def transforms(self, input, augment) -> list: return []  # fastai transforms of a whole batch
     def shown(self, x, input): return x  # one input as fastai's show methods take it
     def contexts(self, n, **how): return [None]*n  # where fastai shows so many items: axes, rows of a table, nothing
-    def remarks(self, ctx, said, color): print(said)  # about an item that was shown there: name -> text; the context again
+    def remarks(self, ctx, said, color): print(said)  # about an item that was shown there: name -> text
     def display(self, contexts): pass  # what was shown there
-    def fitted(self, items, input): raise NotImplementedError  # items as people have them, as `fit` of a holder gives them
+    def fitted(self, items, input): raise NotImplementedError  # people's items, as `fit` of a holder gives them
     def prepare(self, items, input): raise NotImplementedError  # the same as a network wants them
     def save_items(self, items, file): raise NotImplementedError  # for a stored task; file: Path without an ending
     def load_items(self, file): raise NotImplementedError  # the holder again

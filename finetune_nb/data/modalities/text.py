@@ -64,8 +64,19 @@ def text_ids(
     return pad_rows(encode(texts, input), input["pad_id"], input["pad_side"])
 
 # %% ../../../nbs/api/data/modalities/02_text.ipynb #de9df645
-def byte_encode(texts, max_length=None): return [[b + 1 for b in t.encode()[:max_length]] for t in texts]
-def byte_decode(ids): return bytes(int(i) - 1 for i in ids if i).decode(errors="replace")
+def byte_encode(
+    texts, # list of str
+    max_length=None, # bytes of a text at most
+) -> list: # of lists of int from 1 on
+    "Texts as bytes; 0 is left for padding."
+    return [[b + 1 for b in t.encode()[:max_length]] for t in texts]
+
+def byte_decode(
+    ids, # of `byte_encode`, padding included
+) -> str:
+    "The text of bytes."
+    return bytes(int(i) - 1 for i in ids if i).decode(errors="replace")
+
 BYTES = dict(encode=byte_encode, decode=byte_decode, pad_id=0, pad_side="right", max_length=256, key="bytes")
 
 # %% ../../../nbs/api/data/modalities/02_text.ipynb #2205c49d

@@ -17,7 +17,7 @@ def csv_task(
     path, # csv file with a heading line
     **how, # as for `table_task`: text, image, label (columns), target, size, skip_bad
 ) -> Task:
-    "A task from a csv file. A column 'split' (train, valid, test) is obeyed; without it a validation and a test part of 15 % each are cut."
+    "A task from a csv file. Its column 'split' is obeyed; without one, validation and test parts of 15 % are cut."
     import pandas as pd
     path = Path(path).expanduser()
     try: frame = pd.read_csv(path, dtype=str, keep_default_na=False)

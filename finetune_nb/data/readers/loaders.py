@@ -6,8 +6,6 @@
 __all__ = ['loaders_task']
 
 # %% ../../../nbs/api/data/readers/06_loaders.ipynb #075b6f55
-from pathlib import Path
-
 import numpy as np
 import torch
 from fastai.data.core import Datasets

@@ -22,7 +22,8 @@ def names_of_loaders(
     names = getattr(dls, "vocab", None) if len(dls.loaders) else None
     if names is None: names = getattr(data, "classes", None)
     if not names: return None
-    if isinstance(names, (list, tuple)) and not isinstance(names[0], (str, int)): names = names[-1]  # of texts, then labels
+    if isinstance(names, (list, tuple)) and not isinstance(names[0], (str, int)):
+        names = names[-1]  # of texts, then labels
     return [str(n) for n in names]
 
 # %% ../../../nbs/api/data/targets/04_of_loaders.ipynb #fde64d1f
