@@ -1,4 +1,4 @@
-"The showdown as a user meets it: on made-up worlds, on documents of one's own, interrupted, and with input that cannot work."
+"The showdown as a user meets it: on made-up worlds, on own documents, interrupted, and with input that cannot work."
 import csv, json, subprocess, sys, time
 
 import pytest
@@ -14,8 +14,10 @@ def notes(folder):
     (folder/"notes"/"ann.md").write_text("# Ann Brel\nAnn Brel was born in 1950. Ann Brel lives in Old Velham.\n")
     (folder/"notes"/"ben.txt").write_text("Ben Dunn was born in 1960. Ben Dunn is a baker.\n")
     (folder/"notes"/"cis.txt").write_text("Cis Garn was born in 1970. Cis Garn plays the harp.\n")
-    rows = [("When was Ann Brel born?", "1950", "ann.md/ann-brel"), ("When was Ben Dunn born?", "1960", "ben.txt"), ("What is the profession of Ben Dunn?", "baker", "ben.txt"), ("When was Cis Garn born?", "1970", "cis.txt")]
-    with open(folder/"qa.csv", "w", newline="") as f: csv.writer(f).writerows([("question", "answer", "document"), *rows])
+    rows = [("question", "answer", "document"), ("When was Ann Brel born?", "1950", "ann.md/ann-brel"),
+            ("When was Ben Dunn born?", "1960", "ben.txt"), ("What is the profession of Ben Dunn?", "baker", "ben.txt"),
+            ("When was Cis Garn born?", "1970", "cis.txt")]
+    with open(folder/"qa.csv", "w", newline="") as f: csv.writer(f).writerows(rows)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,8 @@ def test_json_is_one_object_with_arms_and_files(whole):
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     assert [a["arm"] for a in got["arms"]] == ["base", "rag", "ft_many"]
-    assert {"exact_match", "ci95", "forgetting", "update_seconds", "latency_ms"} <= set(got["arms"][0]) and len(got["aspects"]) == 5
+    assert {"exact_match", "ci95", "forgetting", "update_seconds", "latency_ms"} <= set(got["arms"][0])
+    assert len(got["aspects"]) == 5
     files = {"report.html", "study.yaml", "results.csv", "search.csv", "summary.json", "arms.png", "conditions.png",
              "pareto.png", "sweeps.png"}
     assert {p.name for p in (tmp/"r").iterdir()} == files
@@ -54,10 +57,12 @@ def test_a_killed_showdown_goes_on(tmp_path, whole):
 
 def test_documents_of_ones_own(tmp_path):
     notes(tmp_path)
-    done = cli(tmp_path, "showdown", "--corpus", "notes", "--questions", "qa.csv", "--profile", "smoke", "--arms", "base,rag,oracle", "--json", "--out", "r")
+    done = cli(tmp_path, "showdown", "--corpus", "notes", "--questions", "qa.csv", "--profile", "smoke",
+               "--arms", "base,rag,oracle", "--json", "--out", "r")
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
-    assert got["passages"] == 3 and [r["how"] for r in got["retrieval"]] == ["bm25", "dense", "hybrid"] and got["retrieval"][0]["recall@3"] == 1
+    assert got["passages"] == 3 and [r["how"] for r in got["retrieval"]] == ["bm25", "dense", "hybrid"]
+    assert got["retrieval"][0]["recall@3"] == 1
     assert {p.name for p in (tmp_path/"r").iterdir()} >= {"report.html", "results.csv", "summary.json", "arms.png"}
 
 
@@ -66,10 +71,13 @@ def test_documents_of_ones_own(tmp_path):
     (lambda d: (d/"empty").mkdir(), ("--corpus", "empty"), "empty"),
     (lambda d: notes(d), ("--corpus", "notes"), "brings no questions"),
     (lambda d: notes(d), ("--questions", "qa.csv"), "need documents"),
-    (lambda d: (notes(d), (d/"bad.csv").write_text("q,a\nx,y\n")), ("--corpus", "notes", "--questions", "bad.csv"), "question"),
-    (lambda d: (notes(d), (d/"notes"/"two.csv").write_text("id,text\nx,one\nx,two\n")), ("--corpus", "notes", "--questions", "qa.csv"), "x"),
+    (lambda d: (notes(d), (d/"bad.csv").write_text("q,a\nx,y\n")),
+     ("--corpus", "notes", "--questions", "bad.csv"), "question"),
+    (lambda d: (notes(d), (d/"notes"/"two.csv").write_text("id,text\nx,one\nx,two\n")),
+     ("--corpus", "notes", "--questions", "qa.csv"), "x"),
     (lambda d: (d/"m").mkdir(), ("--model", "./m"), "no config.json"),
-    (lambda d: ((d/"m").mkdir(), (d/"m"/"config.json").write_text('{"model_type": "llama"}'), (d/"m"/"pytorch_model.bin").write_bytes(b"x")), ("--model", "./m"), "only pickles"),
+    (lambda d: ((d/"m").mkdir(), (d/"m"/"config.json").write_text('{"model_type": "llama"}'),
+                (d/"m"/"pytorch_model.bin").write_bytes(b"x")), ("--model", "./m"), "only pickles"),
     (None, ("--arms", "rag,raff"), "Did you mean 'raft'?"),
     (None, ("--recipe", "gradul"), "Did you mean 'gradual'?"),
     (None, ("--passages", "0"), "whole number"),

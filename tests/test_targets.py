@@ -28,7 +28,8 @@ NAMES = ("pages", "angles")
 @pytest.fixture(scope="module")
 def ini(tmp_path_factory):
     folder = tmp_path_factory.mktemp("targets")
-    (file := folder/"settings.ini").write_text(f"[run]\nprofile = smoke\nworkers = 1\n[paths]\ncache = {folder/'cache'}\nreports = {folder/'reports'}\n")
+    run, paths = "profile = smoke\nworkers = 1", f"cache = {folder/'cache'}\nreports = {folder/'reports'}"
+    (file := folder/"settings.ini").write_text(f"[run]\n{run}\n[paths]\n{paths}\n")
     return file
 
 
@@ -45,7 +46,8 @@ def learn(request):
 @pytest.mark.parametrize("name", NAMES)
 def test_tasks_are_the_same_every_time_and_their_budgets_are_nested(name):
     task, again = load_task(name), getattr(import_module(TASKS[name]), name)()
-    assert task.data_hash == again.data_hash and all(np.array_equal(task.targets[s], again.targets[s]) for s in task.targets)
+    assert task.data_hash == again.data_hash
+    assert all(np.array_equal(task.targets[s], again.targets[s]) for s in task.targets)
     few, many = [set(task.budget(n, 3).tolist()) for n in (20, 90)]
     assert few < many and len(few) == 20
     assert target_from(task.target.to_dict()).to_dict() == task.target.to_dict()
@@ -57,7 +59,8 @@ def test_compare_study_and_report(name, primary, ini, tmp_path):
     metric = got.result.metric_of()
     assert got.result.primary == f"test_{primary}" and metric.better == load_task(name).target.metrics[primary].better
     assert all(v is not None for a in got.arms for v in a["per_seed"])
-    assert metric.points(1.).split()[-1] in conclusions(got)[0] and conclusions(got)[-1].startswith("baseline without a network, ")
+    first, *_, last = conclusions(got)
+    assert metric.points(1.).split()[-1] in first and last.startswith("baseline without a network, ")
     assert got.to_dict()["baseline"][primary] == pytest.approx(got.baseline[primary])
     html = save_report(got, tmp_path/"out")["report.html"].read_text(encoding="utf-8")
     assert "baseline without a network" in html and metric.label() in html
@@ -87,7 +90,7 @@ def test_an_audit_finds_a_planted_copy_and_leaves_out_what_needs_classes(name):
     found = audit(small)
     assert "labels" not in found.about["checks"] and len(found.findings())
     with pytest.raises(FinetuneError, match="needs classes"): audit(small, checks=["labels"])
-    twice = derived(task, "twice", keep={"train": np.r_[np.arange(60), 7], "valid": np.arange(60), "test": np.arange(60)})
+    twice = derived(task, "twice", keep=dict(train=np.r_[np.arange(60), 7], valid=np.arange(60), test=np.arange(60)))
     assert "exact repeat" in {r["kind"] for r in audit(twice, checks=["copies"]).rows}
     found.items(); found.gallery(2)
 
@@ -125,7 +128,8 @@ def test_what_needs_classes_says_so_in_one_line(name, ini):
     from finetune_nb.experiments.presets.rank_models import rank_models
     from finetune_nb.training.imbalance import class_scores, set_loss
     learn = pretrained_learner(load_task(name), labels=20, device="cpu", offline="yes")
-    for what in (lambda: set_loss(learn, "focal"), lambda: class_scores(learn, "test"), lambda: rank_models(name, labels=5, settings_file=ini)):
+    for what in (lambda: set_loss(learn, "focal"), lambda: class_scores(learn, "test"),
+                 lambda: rank_models(name, labels=5, settings_file=ini)):
         with pytest.raises(FinetuneError, match="'classes'") as e: what()
         assert "\n" not in str(e.value)
 
@@ -147,8 +151,9 @@ class Ordinal(Target):
     "One of several ordered levels of each item."
     vocab: list  # levels, lowest first
     name = "ordinal"
-    metrics = {"level_error": Metric("mean level error", "lower", 0., float("inf"), "levels", .05, "a twentieth of a level",
-                                     "mean of |answer - truth|", lambda rows: float(np.abs(rows["level"] - rows["y"]).mean())),
+    metrics = {"level_error": Metric("mean level error", "lower", 0., float("inf"), "levels", .05,
+                                     "a twentieth of a level", "mean of |answer - truth|",
+                                     lambda rows: float(np.abs(rows["level"] - rows["y"]).mean())),
                "exact": Metric("exact", score=lambda rows: float((rows["level"] == rows["y"]).mean()))}
 
     @property
@@ -184,4 +189,5 @@ def test_a_new_target_of_under_60_lines_works_in_compare(ini, monkeypatch, tmp_p
     assert got.result.primary == "test_level_error" and got.result.metric_of().better == "lower"
     chance = load_task("stars").target.chance(load_task("stars").targets["test"])["level_error"]
     assert max(got["full"]["per_seed"]) < chance and got["full"]["verdict"] == "reference"
-    assert "levels" in conclusions(got)[0] and "mean level error, levels" in save_report(got, tmp_path)["report.html"].read_text(encoding="utf-8")
+    page = save_report(got, tmp_path)["report.html"].read_text(encoding="utf-8")
+    assert "levels" in conclusions(got)[0] and "mean level error, levels" in page
