@@ -117,57 +117,66 @@ class Audit:
     names:list = field(default_factory=list, repr=False)
     pairs:object = field(default=None, repr=False)
 
-    def items(self, kind=None):
-        "DataFrame of all findings, or those of one kind, worst first; classes by name."
-        import pandas as pd
-        if kind is not None and kind not in ADVICE: raise TaskError(unknown_name("kind of finding", kind, ADVICE))
-        df = pd.DataFrame([r for r in self.rows if kind in (None, r["kind"])],
-                          columns=["kind", "split", "index", "label", "suggested", "score", "other_split",
-                                   "other_index", "other_label", "note"])
-        for c in ("label", "suggested", "other_label"):
-            df[c] = ["" if v is None or v is np.nan or v != v else self.task.target.text(v) for v in df[c]]
-        for c in ("index", "other_index"): df[c] = df[c].astype("Int64")
-        order = {k: i for i, k in enumerate(ADVICE)}
-        return df.assign(note=df["note"].fillna(""), other_split=df["other_split"].fillna("")).sort_values(
-            ["kind", "score"], key=lambda c: c.map(order) if c.name == "kind" else -c, kind="stable", ignore_index=True)
+# %% ../../nbs/api/data/06_audit.ipynb #22e247ea
+@patch
+def items(self:Audit, kind=None):
+    "DataFrame of all findings, or those of one kind, worst first; classes by name."
+    import pandas as pd
+    if kind is not None and kind not in ADVICE: raise TaskError(unknown_name("kind of finding", kind, ADVICE))
+    df = pd.DataFrame([r for r in self.rows if kind in (None, r["kind"])],
+                      columns=["kind", "split", "index", "label", "suggested", "score", "other_split",
+                               "other_index", "other_label", "note"])
+    for c in ("label", "suggested", "other_label"):
+        df[c] = ["" if v is None or v is np.nan or v != v else self.task.target.text(v) for v in df[c]]
+    for c in ("index", "other_index"): df[c] = df[c].astype("Int64")
+    order = {k: i for i, k in enumerate(ADVICE)}
+    return df.assign(note=df["note"].fillna(""), other_split=df["other_split"].fillna("")).sort_values(
+        ["kind", "score"], key=lambda c: c.map(order) if c.name == "kind" else -c, kind="stable", ignore_index=True)
 
-    def findings(self):
-        "DataFrame, one row for each kind of finding that was looked for: how many in each split, and what to do."
-        import pandas as pd
-        count = Counter((r["kind"], r["split"]) for r in self.rows)
-        kinds = [k for c in self.about["checks"]
-                 for k in _KINDS[c] if not k.startswith("odd") or k in self.task.modality.odd]
-        out = [dict(finding=k, **{s: count[k, s] for s in SPLITS},
-                    do=ADVICE[k] if any(count[k, s] for s in SPLITS) else "") for k in kinds]
-        for r in out:
-            if r["finding"] == "suspected label" and r["do"]:
-                r["do"] = (f"look at each; the judge is right on {self.about['accuracy_out_of_sample']:.0%} of "
-                           "the training labels, so it errs itself. cleaned(drop=[..., 'suspected label']) drops "
-                           "those of train")
-        if self.files is not None:
-            for k, n in self.files["finding"].value_counts().items():
-                out.append(dict(finding=k, files=n, do=_FILE_ADVICE[k]))
-        df = pd.DataFrame(out).set_index("finding")
-        return df.astype({c: "Int64" for c in df if c != "do"})[[c for c in (*SPLITS, "files", "do") if c in df]]
+# %% ../../nbs/api/data/06_audit.ipynb #28ed4ff2
+@patch
+def findings(self:Audit):
+    "DataFrame, one row for each kind of finding that was looked for: how many in each split, and what to do."
+    import pandas as pd
+    count = Counter((r["kind"], r["split"]) for r in self.rows)
+    kinds = [k for c in self.about["checks"]
+             for k in _KINDS[c] if not k.startswith("odd") or k in self.task.modality.odd]
+    out = [dict(finding=k, **{s: count[k, s] for s in SPLITS},
+                do=ADVICE[k] if any(count[k, s] for s in SPLITS) else "") for k in kinds]
+    for r in out:
+        if r["finding"] == "suspected label" and r["do"]:
+            r["do"] = (f"look at each; the judge is right on {self.about['accuracy_out_of_sample']:.0%} of "
+                       "the training labels, so it errs itself. cleaned(drop=[..., 'suspected label']) drops "
+                       "those of train")
+    if self.files is not None:
+        for k, n in self.files["finding"].value_counts().items():
+            out.append(dict(finding=k, files=n, do=_FILE_ADVICE[k]))
+    df = pd.DataFrame(out).set_index("finding")
+    return df.astype({c: "Int64" for c in df if c != "do"})[[c for c in (*SPLITS, "files", "do") if c in df]]
 
-    def examples(self, n=6):
-        "DataFrame of the `n` worst findings of each kind that concerns single items."
-        df = self.items()
-        return df[df["index"].notna()].groupby("kind", sort=False).head(n).reset_index(drop=True)
+# %% ../../nbs/api/data/06_audit.ipynb #c25ff079
+@patch
+def examples(self:Audit, n=6):
+    "DataFrame of the `n` worst findings of each kind that concerns single items."
+    df = self.items()
+    return df[df["index"].notna()].groupby("kind", sort=False).head(n).reset_index(drop=True)
 
-    def gallery(self, n=6):
-        "The worst examples of each kind, beside what they are like: a figure for images, a DataFrame for texts."
-        return self.task.modality.gallery(self.task, self.examples(n), n)
+@patch
+def gallery(self:Audit, n=6):
+    "The worst examples of each kind, beside what they are like: a figure for images, a DataFrame for texts."
+    return self.task.modality.gallery(self.task, self.examples(n), n)
 
-    def drift(self):
-        "DataFrame, one row for each pair of splits."
-        import pandas as pd
-        return pd.DataFrame(self.drifts)
+@patch
+def drift(self:Audit):
+    "DataFrame, one row for each pair of splits."
+    import pandas as pd
+    return pd.DataFrame(self.drifts)
 
-    def to_dict(self):
-        "Plain data for JSON."
-        return dict(about=self.about, drift=self.drifts, findings=self.rows,
-                    files=[] if self.files is None else self.files.to_dict("records"))
+@patch
+def to_dict(self:Audit):
+    "Plain data for JSON."
+    return dict(about=self.about, drift=self.drifts, findings=self.rows,
+                files=[] if self.files is None else self.files.to_dict("records"))
 
 # %% ../../nbs/api/data/06_audit.ipynb #d8279c7e
 # what cleaned() drops if not told otherwise
@@ -175,17 +184,10 @@ CLEAN = ("exact leak", "near leak", "conflicting labels", "exact repeat", "near 
 _DROPPABLE = (*CLEAN, "near copy, other label", "suspected label", "blank", "odd brightness", "odd contrast",
               "odd length")
 
-# %% ../../nbs/api/data/06_audit.ipynb #42c79220
+# %% ../../nbs/api/data/06_audit.ipynb #10fe6288
 @patch
-def cleaned(
-    self:Audit,
-    drop=CLEAN, # kinds of finding whose items go
-): # -> (task, DataFrame of what was dropped)
-    "The task without what was found: leaks leave train and valid, everything else train alone, nothing leaves test."
-    import pandas as pd
-    drop = [drop] if isinstance(drop, str) else list(drop)
-    for k in drop:
-        if k not in _DROPPABLE: raise TaskError(unknown_name("kind to drop", k, _DROPPABLE))
+def _gone(self:Audit, drop):
+    "(split, index) of what goes -> why."
     task, gone = self.task, {}
     for r in self.rows:
         if (r["kind"] not in drop or r["split"] == "test" or r["split"] == "valid" and "leak" not in r["kind"]
@@ -203,13 +205,27 @@ def cleaned(
         elif "near repeat" in drop and any(j < n and same(j) and ("train", j) not in gone for j in like.get(i, [])):
             gone["train", i] = "near repeat"
         else: names.setdefault(self.names[i], []).append(i)
+    return gone
+
+# %% ../../nbs/api/data/06_audit.ipynb #42c79220
+@patch
+def cleaned(
+    self:Audit,
+    drop=CLEAN, # kinds of finding whose items go
+): # -> (task, DataFrame of what was dropped)
+    "The task without what was found: leaks leave train and valid, everything else train alone, nothing leaves test."
+    import pandas as pd
+    drop = [drop] if isinstance(drop, str) else list(drop)
+    for k in drop:
+        if k not in _DROPPABLE: raise TaskError(unknown_name("kind to drop", k, _DROPPABLE))
+    task, gone, y = self.task, self._gone(drop), self.task.targets["train"]
     changed = pd.DataFrame([dict(split=s, index=i, label=task.target.text(task.targets[s][i]), why=why)
                             for (s, i), why in sorted(gone.items(), key=lambda g: (SPLITS.index(g[0][0]), g[0][1]))],
                            columns=["split", "index", "label", "why"])
     if not gone: return task, changed
     keep = {s: np.array([i for i in range(len(task.targets[s])) if (s, i) not in gone], dtype=int)
             for s in ("train", "valid") if s in {s for s, _ in gone}}
-    if "train" in keep and (lost := target.missing(y[keep["train"]])) and lost != target.missing(y):
+    if "train" in keep and (lost := task.target.missing(y[keep["train"]])) and lost != task.target.missing(y):
         raise TaskError(f"cleaning would leave {lost} of task '{task.name}' without a training item: drop fewer kinds "
                         f"than {', '.join(drop)}")
     note = ("audit: dropped " + ", ".join(f"{n} {k}" for k, n in sorted(Counter(gone.values()).items()))

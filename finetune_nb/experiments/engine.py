@@ -46,6 +46,7 @@ def run_studies(
     "Do the runs of several studies, those they share once."
     with in_force(settings_file): return _run(studies, profile, seeds, change, backend, address, out, quiet)
 
+# %% ../../nbs/api/experiments/07_engine.ipynb #bf983bd3
 def _run(studies, profile, seeds, change, backend, address, out, quiet):
     listed = isinstance(seeds, (list, tuple))
     s = settings(profile=profile, seeds=None if listed else seeds)

@@ -9,6 +9,8 @@ __all__ = ['GRADES', 'Advice', 'advise']
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core.errors import FinetuneError
 from ..core.files import read_json
 from ..core.settings import settings
@@ -45,82 +47,111 @@ def advise(
     labelled_pairs=0, # questions with answers that you could train on
     result=None, # a Showdown, the path of its summary.json, or None for the newest in the reports folder
     days=365, # that the system will run
-): # -> Advice
+) -> Advice:
     "Retrieval, fine-tuning or both for your case, from what was measured."
     for name, v in (("documents", documents), ("updates_a_month", updates_a_month),
                     ("questions_a_day", questions_a_day), ("labelled_pairs", labelled_pairs), ("days", days)):
-        if not isinstance(v, (int, float)) or v < 0 or (name in ("documents", "days") and v < 1):
-            raise FinetuneError(
-                f"advise: {name} must be a number of at least {int(name in ('documents', 'days'))}, not {v!r}")
-    r, out = _measured(result), []
-    arms = {a["arm"]: a for a in r["arms"]}
-    lacking = [a for a in ("rag", "ft_many") if a not in arms]
-    if lacking: raise FinetuneError(f"the showdown did not measure {' and '.join(lacking)}; run it with these arms")
-    def say(sentence, evidence, sure): out.append(dict(sentence=sentence, evidence=evidence, sure=sure))
-    def pct(x): return f"{100*x:.0f} %"
-    rag, ft = arms["rag"], arms["ft_replay" if "ft_replay" in arms else "ft_many"]
-    by_claim = {(c["arm"], c["against"], c["condition"]): c for c in r["claims"]}
+        least = int(name in ("documents", "days"))
+        if not isinstance(v, (int, float)) or v < least:
+            raise FinetuneError(f"advise: {name} must be a number of at least {least}, not {v!r}")
+    case = _Case(_measured(result))
+    case.new_facts()
+    if updates_a_month: case.updates(updates_a_month)
+    if latency_ms is not None: case.latency(latency_ms)
+    case.costs(questions_a_day*days, days)
+    if labelled_pairs: case.raft()
+    case.reach(documents)
+    return Advice(case.best, case.out)
 
-    best = "rag"
-    c = by_claim.get(("rag", "ft_many", "rephrased"))
-    if c:
-        better = c["verdict"] == "better"
-        say("Retrieval answers questions about new facts better than fine-tuning." if better
-            else "Fine-tuning answers questions about new facts better than retrieval." if c["verdict"] == "worse" else
-            "Between retrieval and fine-tuning no difference on new facts was shown.",
-            f"{pct(rag['exact_match'])} against {pct(arms['ft_many']['exact_match'])}, difference {_span(c)}",
-            "shown" if c["verdict"] in ("better", "worse") else "measured")
-        if c["verdict"] == "worse": best = ft["arm"]
-    # What changes has to be taught again.
-    if updates_a_month:
-        again = updates_a_month*(ft["update_seconds"] or 0)
-        say(f"{updates_a_month:,.0f} changes a month mean {_time(again if ft['update_seconds'] else 0)} of further "
-            "training, or updates of an index.",
-            f"further training {ft['update_seconds'] or 0:.1f} s a time and then {pct(ft['updated'] or 0)} "
-            f"of the changed facts correct; index {rag['update_seconds'] or 0:.2f} s for all of them and "
-            f"{pct(rag['updated'] or 0)}", "measured")
-        if (ft["updated"] or 0) < (rag["updated"] or 0): best = "rag"
-    if latency_ms is not None:
-        fits = {n: arms[n]["latency_ms"] <= latency_ms for n in ("rag", ft["arm"])}
-        if fits["rag"]:
-            say(f"Retrieval answers within {latency_ms:g} ms.",
-                f"{rag['latency_ms']:.0f} ms measured on this machine and model", "measured")
-        elif fits[ft["arm"]]:
-            say(f"Only an answer from the weights alone comes within {latency_ms:g} ms.",
-                f"{ft['arm']} {ft['latency_ms']:.0f} ms, retrieval {rag['latency_ms']:.0f} ms", "measured")
-            best = ft["arm"]
-        else:
-            say(f"Neither keeps to {latency_ms:g} ms here; a faster machine or a smaller model is needed.",
-                f"{ft['arm']} {ft['latency_ms']:.0f} ms, retrieval {rag['latency_ms']:.0f} ms", "measure it")
-    asked, even = questions_a_day*days, ft["break_even_questions"]
-    if even is None:
-        say("Fine-tuning never becomes the cheaper one.",
-            f"a question costs {ft['latency_ms']:.0f} ms with it and {rag['latency_ms']:.0f} ms with retrieval",
-            "measured")
+# %% ../../nbs/api/rag_vs_ft/05_decision.ipynb #02a655a9
+class _Case:
+    "What was measured, the sentences that follow from it, and the arm that is best so far."
+    def __init__(self, r):
+        self.r, self.arms = r, {a["arm"]: a for a in r["arms"]}
+        lacking = [a for a in ("rag", "ft_many") if a not in self.arms]
+        if lacking: raise FinetuneError(f"the showdown did not measure {' and '.join(lacking)}; run it with these arms")
+        self.rag, self.ft = self.arms["rag"], self.arms["ft_replay" if "ft_replay" in self.arms else "ft_many"]
+        self.claims = {(c["arm"], c["against"], c["condition"]): c for c in r["claims"]}
+        self.best, self.out = "rag", []
+
+    def say(self, sentence, evidence, sure): self.out.append(dict(sentence=sentence, evidence=evidence, sure=sure))
+
+    def new_facts(self):
+        c = self.claims.get(("rag", "ft_many", "rephrased"))
+        if not c: return
+        said = dict(better="Retrieval answers questions about new facts better than fine-tuning.",
+                    worse="Fine-tuning answers questions about new facts better than retrieval.")
+        self.say(said.get(c["verdict"], "Between retrieval and fine-tuning no difference on new facts was shown."),
+                 f"{_pct(self.rag['exact_match'])} against {_pct(self.arms['ft_many']['exact_match'])}, difference "
+                 f"{_span(c)}", "shown" if c["verdict"] in said else "measured")
+        if c["verdict"] == "worse": self.best = self.ft["arm"]
+
+# %% ../../nbs/api/rag_vs_ft/05_decision.ipynb #94156411
+@patch
+def updates(self:_Case, a_month):
+    "What changes has to be taught again."
+    rag, ft = self.rag, self.ft
+    again = a_month*(ft["update_seconds"] or 0)
+    self.say(f"{a_month:,.0f} changes a month mean {_time(again)} of further training, or updates of an index.",
+             f"further training {ft['update_seconds'] or 0:.1f} s a time and then {_pct(ft['updated'] or 0)} of the "
+             f"changed facts correct; index {rag['update_seconds'] or 0:.2f} s for all of them and "
+             f"{_pct(rag['updated'] or 0)}", "measured")
+    if (ft["updated"] or 0) < (rag["updated"] or 0): self.best = "rag"
+
+@patch
+def latency(self:_Case, limit):
+    rag, ft = self.rag["latency_ms"], self.ft["latency_ms"]
+    both = f"{self.ft['arm']} {ft:.0f} ms, retrieval {rag:.0f} ms"
+    if rag <= limit:
+        self.say(f"Retrieval answers within {limit:g} ms.", f"{rag:.0f} ms measured on this machine and model",
+                 "measured")
+    elif ft <= limit:
+        self.say(f"Only an answer from the weights alone comes within {limit:g} ms.", both, "measured")
+        self.best = self.ft["arm"]
     else:
-        cheaper = asked > even
-        say(f"With {asked:,.0f} questions in {days:g} days {'fine-tuning' if cheaper else 'retrieval'} "
-            "is the cheaper one" + (", before its wrong answers are counted." if cheaper else "."),
-            f"break-even at {even:,.0f} questions", "measured")
-    if "raft" in arms:
-        hard = [c for c in by_claim if c[0] == "raft" and c[1] == "rag"]
-        c = by_claim[hard[0]] if hard else None
-        if labelled_pairs and c and c["verdict"] == "better":
-            say("RAFT, training to read among look-alikes, is worth your labelled pairs.",
-                f"difference to the untouched reader {_span(c)}", "shown")
-            if best == "rag": best = "raft"
-        elif labelled_pairs and c:
-            say("RAFT did not help a reader that reads already; your pairs are better kept to measure with.",
-                f"difference to the untouched reader {_span(c)}", "shown" if c["verdict"] == "worse" else "measured")
+        self.say(f"Neither keeps to {limit:g} ms here; a faster machine or a smaller model is needed.", both,
+                 "measure it")
+
+# %% ../../nbs/api/rag_vs_ft/05_decision.ipynb #e9644600
+@patch
+def costs(self:_Case, asked, days):
+    even = self.ft["break_even_questions"]
+    if even is None:
+        self.say("Fine-tuning never becomes the cheaper one.", f"a question costs {self.ft['latency_ms']:.0f} ms with "
+                 f"it and {self.rag['latency_ms']:.0f} ms with retrieval", "measured")
+        return
+    which = "fine-tuning" if asked > even else "retrieval"
+    self.say(f"With {asked:,.0f} questions in {days:g} days {which} is the cheaper one"
+             + (", before its wrong answers are counted." if asked > even else "."),
+             f"break-even at {even:,.0f} questions", "measured")
+
+@patch
+def raft(self:_Case):
+    c = next((c for (arm, against, _), c in self.claims.items() if (arm, against) == ("raft", "rag")), None)
+    if c is None: return
+    found = f"difference to the untouched reader {_span(c)}"
+    if c["verdict"] != "better":
+        self.say("RAFT did not help a reader that reads already; your pairs are better kept to measure with.", found,
+                 "shown" if c["verdict"] == "worse" else "measured")
+        return
+    self.say("RAFT, training to read among look-alikes, is worth your labelled pairs.", found, "shown")
+    if self.best == "rag": self.best = "raft"
+
+# %% ../../nbs/api/rag_vs_ft/05_decision.ipynb #5f275cbc
+@patch
+def reach(self:_Case, documents):
+    "How far the measurement reaches."
+    r = self.r
     largest = max((s["facts"] for s in r["sizes"]), default=r["facts"])
     if documents > largest:
-        say(f"{documents:,.0f} documents are more than the {largest:,} facts on which the arms were compared.",
-            "recall of search by size: finetune_nb.retrieval.retriever.growth; answers on your own documents: "
-            "document_showdown(corpus)", "measure it")
-    say("The model and the texts were not yours.",
-        f"{r['model']} on made-up worlds; your own: document_showdown(corpus, questions, model=...)",
-        "measure it" if r["model"] == "world_lm" else "measured")
-    return Advice(best, out)
+        self.say(f"{documents:,.0f} documents are more than the {largest:,} facts on which the arms were compared.",
+                 "recall of search by size: finetune_nb.retrieval.retriever.growth; answers on your own documents: "
+                 "document_showdown(corpus)", "measure it")
+    self.say("The model and the texts were not yours.",
+             f"{r['model']} on made-up worlds; your own: document_showdown(corpus, questions, model=...)",
+             "measure it" if r["model"] == "world_lm" else "measured")
+
+def _pct(x): return f"{100*x:.0f} %"
 
 # %% ../../nbs/api/rag_vs_ft/05_decision.ipynb #61e3d8b6
 def _measured(result):

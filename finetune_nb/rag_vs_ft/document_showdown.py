@@ -207,6 +207,7 @@ def plot(
     if self.retrieval: axes[1].legend(fontsize=8)
     return axes
 
+# %% ../../nbs/api/rag_vs_ft/04_document_showdown.ipynb #f6a53edd
 @patch
 def figures(self:DocumentShowdown) -> dict: # file name -> (figure, what it shows)
     "Pictures of a report."
@@ -248,6 +249,7 @@ def document_showdown(
                  model=Path(str(model)).name, k=k, search_by=search)
     return DocumentShowdown(result, _retrieval(data, s.offline), about, data.answered("test", fields.get("limit")))
 
+# %% ../../nbs/api/rag_vs_ft/04_document_showdown.ipynb #1e46f74d
 def _retrieval(data, offline):
     "Every way of searching, on all questions whose passage is known."
     from finetune_nb.retrieval.metrics import retrieval_table

@@ -161,6 +161,7 @@ def documents_run(
     return Outcome(dict(status="done", primary="test f1", choose_by="valid f1") | results, measured,
                    (WEIGHTS,) if keep and weights else ())
 
+# %% ../../nbs/api/rag_vs_ft/03_documents.ipynb #fe858345
 def _learn(reader, data, config):
     "Train on the documents; one that diverges is a result, too."
     from finetune_nb.recipes.fit import fit_recipe
@@ -246,6 +247,7 @@ def own_pairs(
         out.append(("", f"{p.title}. {p.text}") if i % 2 else (render(tok, q.text), f" {q.restated or q.answer}"))
     return out
 
+# %% ../../nbs/api/rag_vs_ft/03_documents.ipynb #92ecec85
 def _raft_pairs(tok, data, asked, n, raft, seed, g):
     from finetune_nb.retrieval.raft import RaftItem, raft_pairs
     known, where = [q for q in asked if data.golds[q.text]], {p.id: p for p in data.passages}

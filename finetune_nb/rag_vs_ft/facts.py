@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.errors import FileError, FinetuneError, unknown_name
 from ..core.files import load_tensors, plain, save_tensors
@@ -228,22 +229,25 @@ class _Library:
         for p in before: self.retriever.update(p)
         return found, self.times | dict(update_seconds=took)
 
-    def _found(self, asked, condition):
-        from finetune_nb.retrieval.retriever import at_recall
-        k, recall = self.reading.k, condition.recall
-        hits = self.retriever.search([q.text for q, _ in asked], k + (0 if recall is None else 2))
-        if recall is not None:
-            hits = at_recall(hits, [[p.id for p in gold] for _, gold in asked], recall=recall, k=k,
-                             passages=self.retriever, seed=self.scene.seed)
-        return [[h.passage for h in hs] for hs in hits]
+# %% ../../nbs/api/rag_vs_ft/01_facts.ipynb #c50b9c93
+@patch
+def _found(self:_Library, asked, condition):
+    from finetune_nb.retrieval.retriever import at_recall
+    k, recall = self.reading.k, condition.recall
+    hits = self.retriever.search([q.text for q, _ in asked], k + (0 if recall is None else 2))
+    if recall is not None:
+        hits = at_recall(hits, [[p.id for p in gold] for _, gold in asked], recall=recall, k=k,
+                         passages=self.retriever, seed=self.scene.seed)
+    return [[h.passage for h in hs] for hs in hits]
 
-    def _update(self):
-        "Bring the index up to date: (passages as they were, seconds)."
-        now, changed = self.scene.after
-        began, subjects = time.perf_counter(), list(dict.fromkeys(f.subject for f in changed))
-        for s in subjects: self.retriever.update(now.passage(s, seed=RENDERING))
-        took = time.perf_counter() - began
-        return [self.scene.world.passage(s, seed=RENDERING) for s in subjects], took
+@patch
+def _update(self:_Library):
+    "Bring the index up to date: (passages as they were, seconds)."
+    now, changed = self.scene.after
+    began, subjects = time.perf_counter(), list(dict.fromkeys(f.subject for f in changed))
+    for s in subjects: self.retriever.update(now.passage(s, seed=RENDERING))
+    took = time.perf_counter() - began
+    return [self.scene.world.passage(s, seed=RENDERING) for s in subjects], took
 
 # %% ../../nbs/api/rag_vs_ft/01_facts.ipynb #d85e3eee
 def others(
@@ -304,6 +308,7 @@ def _timed(reader, library, n):
     size += library.retriever.nbytes if library.retriever else 0
     return dict(latency_ms=float(np.median(times)), memory_mb=size/1e6, seconds=sum(times)/1000)
 
+# %% ../../nbs/api/rag_vs_ft/01_facts.ipynb #fd9f5d00
 def _examined(reader, config, scene, n):
     "Correct answers to questions as they are asked in training, by which a rate is chosen, with their standard error."
     began, asked = time.perf_counter(), scene.questions("direct", n)
@@ -354,6 +359,7 @@ def prepare_facts(
                  batch_size=bs if trains else None)
     return Prepared(make, r, spec["steps"] if trains else None, about=about)
 
+# %% ../../nbs/api/rag_vs_ft/01_facts.ipynb #e5de4cf7
 _CODE = ("core", "data", "worlds", "models", "layers", "training", "recipes", "retrieval", "rag_vs_ft/ways.py",
          "rag_vs_ft/facts.py")
 

@@ -251,6 +251,7 @@ def _recall(self:Showdown, arm):
         claim="retrieval is only as good as its search", arm=f"{arm} at {best}", against=f"{arm} at {worst}",
         condition="rephrased")
 
+# %% ../../nbs/api/rag_vs_ft/02_showdown.ipynb #43be76cb
 @patch
 def look_alikes(self:Showdown) -> list: # of int, in order
     "Numbers of distractors of the hardest kind that were measured."

@@ -232,6 +232,7 @@ def plot_agreement(
                  fontsize=10)
     return ax
 
+# %% ../../../nbs/api/experiments/presets/02_choose_model.ipynb #1f12f2fc
 @patch
 def figures(self:Choice) -> dict: # file name -> (figure, what it shows)
     "Pictures of a report beside those of every result."
