@@ -3289,6 +3289,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'finetune_nb/rag_vs_ft/facts.py'),
                                              'finetune_nb.rag_vs_ft.facts.facts_run': ( 'api/rag_vs_ft/facts.html#facts_run',
                                                                                         'finetune_nb/rag_vs_ft/facts.py'),
+                                             'finetune_nb.rag_vs_ft.facts.kept_weights': ( 'api/rag_vs_ft/facts.html#kept_weights',
+                                                                                           'finetune_nb/rag_vs_ft/facts.py'),
                                              'finetune_nb.rag_vs_ft.facts.learn': ( 'api/rag_vs_ft/facts.html#learn',
                                                                                     'finetune_nb/rag_vs_ft/facts.py'),
                                              'finetune_nb.rag_vs_ft.facts.load_reader': ( 'api/rag_vs_ft/facts.html#load_reader',

@@ -25,7 +25,6 @@ from ..models.architecture import compute_threads, to_fast_layout
 from ..models.load import load_pretrained
 from ..recipes.library import recipe as find_recipe
 from ..recipes.plan_callback import DivergedError
-from ..recipes.recipe import Recipe
 from ..training.learner import pick_device
 
 # %% ../../nbs/api/continual/03_sequence.ipynb #297ba66c
@@ -75,7 +74,7 @@ def filled(
         raise FinetuneError(f"{what} run: weight_decay must be a number of at least 0, not {c['weight_decay']!r}")
     if c["norm"] is not None and c["norm"] not in NORM_POLICIES:
         raise FinetuneError(unknown_name("norm policy", c["norm"], NORM_POLICIES))
-    return c | dict(recipe=Recipe.from_dict(c["recipe"]) if isinstance(c["recipe"], dict) else find_recipe(c["recipe"]))
+    return c | dict(recipe=find_recipe(c["recipe"]))
 
 # %% ../../nbs/api/continual/03_sequence.ipynb #e138cf2d
 def fresh_net(

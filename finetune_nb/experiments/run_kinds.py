@@ -77,7 +77,7 @@ def prepare_plain(
 def _recipe(recipe):
     "A recipe's fields: a file's name would not change with what it says."
     from finetune_nb.recipes.library import recipe as find_recipe
-    return recipe if isinstance(recipe, dict) else find_recipe(recipe).to_dict()
+    return find_recipe(recipe).to_dict()
 
 # %% ../../nbs/api/experiments/03_run_kinds.ipynb #1f9d452a
 def _data_hash(spec):

@@ -370,8 +370,7 @@ def prepare_train(
 # %% ../../nbs/api/experiments/02_train.ipynb #d356be0f
 def _recipe(spec):
     from finetune_nb.recipes.library import recipe as find_recipe
-    from finetune_nb.recipes.recipe import Recipe
-    r = Recipe.from_dict(spec["recipe"]) if isinstance(spec["recipe"], dict) else find_recipe(spec["recipe"])
+    r = find_recipe(spec["recipe"])
     return r if spec["weight_decay"] is None else find_recipe(r, weight_decay=spec["weight_decay"])
 
 def _with(r, lr, weight_decay):

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FileError, FinetuneError
-from ..core.files import content_hash, load_tensors, plain, save_tensors
+from ..core.files import content_hash, plain, save_tensors
 from ..core.metric import Metric
 from ..core.seeds import rng
 from ..experiments.run_kinds import Prepared
 from ..experiments.run_store import WEIGHTS, Job, Outcome, Where, code_hash, model_id
-from .facts import MARGIN, Reading, changed_weights, load_reader
+from .facts import MARGIN, Reading, changed_weights, kept_weights, load_reader
 
 # %% ../../nbs/api/rag_vs_ft/03_documents.ipynb #a92a0f8d
 @dataclass
@@ -185,10 +185,8 @@ def measure_documents(
 ): # -> Outcome, or None if it has to be trained again
     "Measure a finished run."
     from finetune_nb.models.architecture import compute_threads
-    weights = None
-    if config["told"]:
-        try: weights, _ = load_tensors(Path(folder)/WEIGHTS)
-        except FileError: return None
+    try: weights = kept_weights(config, folder)
+    except FileError: return None
     data = own_data(where.corpus, where.questions, size=where.size)
     with compute_threads(1): return Outcome({}, _measured(config, where, data, weights, wanted))
 
@@ -272,13 +270,12 @@ def prepare_documents(
 ) -> Prepared:
     "Check everything that can be wrong with a run on documents, before any is done."
     from finetune_nb.recipes.library import recipe as find_recipe
-    from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.training.learner import pick_device
     spec = FIELDS | spec
     if spec["k"] < 1: raise FinetuneError(f"a search hands over 1 passage at least, not {spec['k']}")
     data = own_data(spec["corpus"], spec["questions"], size=spec["size"])
-    trains, given = bool(spec["phrasings"] or spec["raft"]), spec["recipe"]
-    r = None if not trains else Recipe.from_dict(given) if isinstance(given, dict) else find_recipe(given)
+    trains = bool(spec["phrasings"] or spec["raft"])
+    r = find_recipe(spec["recipe"]) if trains else None
     where = WhereOwn(store, s.offline, model=str(spec["model"]), keep_gb=s.keep_gb, corpus=str(spec["corpus"]),
                      questions=spec["questions"] and str(spec["questions"]), size=spec["size"])
     common = dict(kind="documents", data=data.hash, model=model_id(spec["model"]), device=str(pick_device(s.device)),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'MARGIN', 'EXAMINED', 'Reading', 'Measure', 'measures_of', 'facts_run', 'changed_weights', 'learn',
-           'load_reader', 'measure_facts', 'others', 'shuffled', 'prepare_facts']
+           'load_reader', 'kept_weights', 'measure_facts', 'others', 'shuffled', 'prepare_facts']
 
 # %% ../../nbs/api/rag_vs_ft/01_facts.ipynb #0302e76b
 import time
@@ -162,6 +162,13 @@ def load_reader(
     return reader
 
 # %% ../../nbs/api/rag_vs_ft/01_facts.ipynb #c3edcff8
+def kept_weights(
+    config:dict, # of a run
+    folder, # of the run
+): # -> dict of tensors; None where nothing was trained. FileError where they are no longer kept
+    "The weights that a finished run changed."
+    return load_tensors(Path(folder)/WEIGHTS)[0] if config["told"] else None
+
 def measure_facts(
     config:dict, # of `facts_run`
     where:Where,
@@ -171,10 +178,8 @@ def measure_facts(
 ): # -> Outcome, or None if it has to be trained again
     "Measure a finished run."
     from finetune_nb.models.architecture import compute_threads
-    weights = None
-    if config["told"]:
-        try: weights, _ = load_tensors(Path(folder)/WEIGHTS)
-        except FileError: return None
+    try: weights = kept_weights(config, folder)
+    except FileError: return None
     with compute_threads(1): return Outcome({}, _measured(config, where, weights, wanted))
 
 # %% ../../nbs/api/rag_vs_ft/01_facts.ipynb #e39649d6
@@ -338,15 +343,14 @@ def prepare_facts(
     "Check everything that can be wrong with a run on facts, before any is done."
     from finetune_nb.models.causal import load_causal
     from finetune_nb.recipes.library import recipe as find_recipe
-    from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.training.learner import pick_device
     spec = FIELDS | spec
     _check(spec)
     load_causal(spec["model"], s.offline)
     how = dict(phrasings=spec["phrasings"], replay=spec["replay"], raft=spec["raft"])
     trains = bool(spec["phrasings"] or spec["raft"])
-    given, bs = spec["recipe"], max(1, spec["bs"]//4) if spec["raft"] else spec["bs"]
-    r = None if not trains else Recipe.from_dict(given) if isinstance(given, dict) else find_recipe(given)
+    bs = max(1, spec["bs"]//4) if spec["raft"] else spec["bs"]
+    r = find_recipe(spec["recipe"]) if trains else None
     where = Where(store, s.offline, model=str(spec["model"]), keep_gb=s.keep_gb)
     common = dict(kind="facts", facts=spec["facts"], model=model_id(spec["model"]), device=str(pick_device(s.device)),
                   code=code_hash(_CODE))

@@ -81,10 +81,12 @@ def best_of(
 
 # %% ../../nbs/api/recipes/02_library.ipynb #0e96b6c8
 def recipe(
-    name, /, # a name of `RECIPES`, "a + b", "surgical(layer1)", "best_of(full, gradual)", a YAML file, or a Recipe
+    # a name of `RECIPES`, "a + b", "surgical(layer1)", "best_of(full, gradual)", a YAML file, a Recipe or its fields
+    name, /,
     **overrides, # fields to change, such as lr=1e-3
 ) -> Recipe:
     "The recipe called `name`, or written in the file `name`."
+    if isinstance(name, dict): name = Recipe.from_dict(name)
     found = name if isinstance(name, Recipe) else _named(str(name).strip())
     for k in overrides:
         if k not in found.to_dict(): raise RecipeError(unknown_name("field", k, found.to_dict()))
