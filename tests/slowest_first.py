@@ -1,8 +1,8 @@
 """pytest plugin: the slowest files first, so that no worker is left alone with a long one at the end.
 
-`tests/durations.json` holds the processor seconds of every file, and of every test of the files that may be split, that
-takes longer than a few seconds; `make durations` measures it anew. What is not in it comes first: nobody knows how long
-it takes.
+`tests/durations.json` holds the processor seconds of every file, and of every test of the files that may be split;
+`make durations` measures it anew. What is not in it comes first: nobody knows how long it takes. xdist's own order, by
+the number of tests, is switched off in pyproject.toml.
 """
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ import pytest
 
 from tests.notebook_worker import cpu, forked_cpu
 
-TABLE, WORTH_NOTING = Path(__file__).with_name("durations.json"), 4
+TABLE = Path(__file__).with_name("durations.json")
 
 
 def pytest_addoption(parser):
@@ -74,5 +74,5 @@ class Durations:
             self.found[unit(report.nodeid, self.split)] += dict(report.user_properties).get("cpu", 0)
 
     def pytest_sessionfinish(self):
-        rows = {k: round(v) for k, v in self.found.most_common() if v >= WORTH_NOTING}
+        rows = {k: round(v) for k, v in self.found.most_common()}
         TABLE.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

@@ -118,6 +118,22 @@ def test_works_under_xdist_by_notebook(pytester, run):
     run("-n", "2", "--dist", "loadfile").assert_outcomes(passed=6)
 
 
+def test_slowest_files_come_first_whatever_the_number_of_their_tests(pytester, monkeypatch):
+    "With the options of this project; xdist's own order would be: most tests first."
+    import tomllib
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    options = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"].split()
+    (pytester.path/"table.json").write_text(json.dumps({"test_slow.py": 50, "test_quick.py": 1, "test_middle.py": 9}))
+    for name, n in dict(quick=3, slow=1, middle=2).items():
+        body = "\n".join(f"def test_{i}(): open('order', 'a').write('{name} ')" for i in range(n))
+        (pytester.path/f"test_{name}.py").write_text(body)
+    (pytester.path/"conftest.py").write_text("import tests.slowest_first as s\nfrom pathlib import Path\n"
+                                             "s.TABLE = Path(__file__).with_name('table.json')\n")
+    args = ("-p", "tests.notebook_cells", "-p", "tests.slowest_first", "-p", "no:cacheprovider", "-n", "1", *options)
+    pytester.runpytest_subprocess(*args, timeout=90).assert_outcomes(passed=6)
+    assert (pytester.path/"order").read_text().split() == ["slow", "middle", "middle", "quick", "quick", "quick"]
+
+
 def test_this_projects_notebooks_give_many_tests():
     from tests.notebook_cells import read_cells
     tests = [c for f in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts
