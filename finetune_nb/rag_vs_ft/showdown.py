@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import GetAttr, patch
 
 from ..core.errors import FinetuneError
-from ..core.figures import COLOURS, dots_and_intervals, panels, percent_limits, styles
+from ..core.figures import COLOURS, dots_and_intervals, panels, styles
 from ..experiments.engine import run_study
 from ..experiments.result import Result, plain_rows
 from ..experiments.stats import contrast, family, mean_ci
@@ -361,14 +361,14 @@ def sizes(self:Showdown) -> list: # of dicts: arm, facts, mean, ci95
 @patch
 def lines(self:Showdown) -> list: # of str
     "What was measured, one line per claim, with its numbers; then what else is to be said."
-    m = self.result.metric_of()
-    out = []
-    for c in self.claims:
+    m, claims, out = self.result.metric_of(), self.claims, []
+    for c in claims:
         said = {"better": "shown", "worse": "the opposite is shown", "undecided": "not shown"}
         span = ("one seed, no interval" if c["ci95"][0] is None
                 else f"95 % interval {m.number(c['ci95'][0], sign=True)} to {m.number(c['ci95'][1], sign=True)}")
+        p = "" if c["p_holm"] is None else f", p {c['p_holm']:.2g} after Holm's correction for {len(claims)}"
         out.append(f"{c['claim']}: {said.get(c['verdict'], c['verdict'])} ({c['arm']} against {c['against']}, "
-                   f"{c['condition']}: {m.points(c['difference'])}, {span})")
+                   f"{c['condition']}: {m.points(c['difference'])}, {span}{p})")
     return out + [f"{a['arm']} costs less than retrieval from {a['break_even_questions']:,.0f} questions on, if its "
                   "answers are good enough" for a in self.arms if a["break_even_questions"] is not None]
 
@@ -446,7 +446,7 @@ def plot_phrasings(
         _curve(ax, [(n, a["conditions"][c]) for n, a in arms], look, label)
     ax.set_xscale("log", base=2); ax.set_xticks([n for n, _ in arms], [str(n) for n, _ in arms]); ax.minorticks_off()
     ax.set_xlabel("phrasings of each fact, as many updates (logarithmic)"); ax.set_ylabel("correct answers, %")
-    ax.grid(alpha=.25); ax.legend(fontsize=8); percent_limits(ax)
+    ax.grid(alpha=.25); ax.legend(fontsize=8); ax.set_ylim(-3, 103)
     return ax
 
 # %% ../../nbs/api/rag_vs_ft/02_showdown.ipynb #96ce6f28
