@@ -224,7 +224,8 @@ def split(
     "The items and targets of a split, or of the shifted test set called `name`."
     if name in self.shifts: return self.shifts[name]
     if name in self.items: return self.items[name], self.targets[name]
-    known = ", ".join([*self.items, *self.shifts]) or "no items: they were left out when the learner was exported"
+    nothing = "no items at all: they were left out when the learner was exported"
+    known = ", ".join([*self.items, *self.shifts]) or nothing
     raise TaskError(f"task '{self.name}' has no split '{name}'. It has {known}")
 
 @patch
