@@ -6,6 +6,7 @@
 __all__ = ['OWN_ARMS', 'document_study', 'DocumentShowdown', 'document_showdown']
 
 # %% ../../nbs/api/rag_vs_ft/04_document_showdown.ipynb #51abe7ad
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ class DocumentShowdown(GetAttr):
     def __getitem__(self, name): return next(a for a in self.arms if a["arm"] == name)
     def __repr__(self): return f"DocumentShowdown of {', '.join(a['arm'] for a in self.arms)} on {self.own['corpus']}"
 
-    @property
+    @cached_property
     def arms(self) -> list: # of dicts: arm, exact_match, ci95, f1, f1_ci95, diff_vs_reference, verdict, ...
         "One dict per arm."
         if self.result is None: return []

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import FileError, FinetuneError
-from ..core.files import content_hash, plain, save_tensors
+from ..core.files import content_hash, plain
 from ..core.metric import Metric
 from ..core.seeds import rng
 from ..experiments.run_kinds import Prepared
 from ..experiments.run_store import WEIGHTS, Job, Outcome, Where, code_hash, model_id
-from .facts import MARGIN, Reading, changed_weights, kept_weights, load_reader
+from .facts import MARGIN, Reading, kept_weights, load_reader, trained
 
 # %% ../../nbs/api/rag_vs_ft/03_documents.ipynb #a92a0f8d
 @dataclass
@@ -153,10 +153,8 @@ def documents_run(
     with compute_threads(1):  # the same sums, in the same order, whatever runs beside it
         reader = load_reader(where, config["device"])
         if config["told"]:
-            start = {k: v.clone() for k, v in reader.model.state_dict().items()}
-            results |= _learn(reader, data, config)
-            weights = changed_weights(reader, start)
-            if keep: save_tensors(Path(folder)/WEIGHTS, weights)
+            found, weights = trained(reader, folder, lambda: _learn(reader, data, config), keep=keep)
+            results |= found
         measured = _measured(config, where, data, weights, wanted)
     return Outcome(dict(status="done", primary="test f1", choose_by="valid f1") | results, measured,
                    (WEIGHTS,) if keep and weights else ())

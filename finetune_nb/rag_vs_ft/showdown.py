@@ -105,11 +105,17 @@ class Showdown(GetAttr):
     @cached_property
     def arms(self) -> list: # of dicts
         "One dict per arm: exact_match, ci95, per_seed, conditions, forgetting, update_seconds, latency_ms, prices, ..."
-        out = [_row(self.result, a) for a in self.result.arms]
+        by = {c["arm"]: c for c in self.result.contrasts()}
+        out = [_row(self.result, a, by.get(a)) for a in self.result.arms]
         for row in out: row |= _forgotten(self.result, row)
         rag = next((r for r in out if r["arm"] == "rag"), None)
         device = next(iter(self.result.records.values()))[0]["config"]["device"]
         return [row | _costs(row, rag, self.result.about["settings"], device) for row in out]
+
+    @cached_property
+    def claims(self) -> list: # of dicts: claim, arm, against, condition, difference, ci95, verdict, p_holm
+        "What is said of the arms, and what was measured; corrected as one family."
+        return self._claims()
 
     @property
     def fields(self) -> dict:
@@ -136,14 +142,13 @@ def _condition(found):
         tokens_read=known_mean(each("tokens_read")), tokens_written=known_mean(each("tokens_written")))
 
 # %% ../../nbs/api/rag_vs_ft/02_showdown.ipynb #f364ab32
-def _row(result, name):
-    "Everything that was measured of an arm."
+def _row(result, name, by):
+    "Everything that was measured of an arm; `by` is its contrast with the reference, None for that one."
     runs = [r["results"] for r in result.records[name] if r["results"].get("status") != "failed"]
     arm, mean = result.arms[name], lambda k: known_mean(r.get(k) for r in runs)
     names = dict.fromkeys(c for r in runs for c in r["conditions"])
     conditions = {c: _condition([r["conditions"][c] for r in runs if c in r["conditions"]]) for c in names}
     new, trains = conditions.get("rephrased", _condition([])), bool(arm.fields.get("recipe"))
-    by = {c["arm"]: c for c in result.contrasts()}.get(name)
     difference = by and {k: by[k] for k in ("mean", "ci95", "p_t", "p_holm", "n")}
     updated = mean("updated")
     if updated is None and arm.fields.get("reads") == "search": updated = conditions["changed"]["mean"]
@@ -221,9 +226,8 @@ CLAIMS = (  # (what is said, arm, against, condition)
     ("search is as good as the right passage", "rag", "oracle", "rephrased"),
 )
 
-@patch(as_prop=True)
-def claims(self:Showdown) -> list: # of dicts: claim, arm, against, condition, difference, ci95, verdict, p_holm
-    "What is said of the arms, and what was measured; corrected as one family."
+@patch
+def _claims(self:Showdown):
     rows = [self._claim(*c) for c in CLAIMS] + [self._recall(a) for a in self.result.arms]
     rows = family([r for r in rows if r])
     return [{k: r[k] for k in ("claim", "arm", "against", "condition")} | dict(
