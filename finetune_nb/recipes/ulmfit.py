@@ -139,7 +139,7 @@ ARMS = {"scratch": ("scratch", None), "general": ("ulmfit", "docs_lm"), "target"
 
 def fit_ulmfit(
     task, # a Task of texts
-    labels=10, # labelled training texts a class; None for all
+    labels=10, # labelled training texts per class; None for all
     seed=0, # draws labels, batches and the new head
     arm="target", # one of `ARMS`: scratch, general, target
     steps=96, # optimiser steps of the classifier
