@@ -1,5 +1,5 @@
 "The plugin that makes tests of cells, tested on notebooks made for the purpose."
-import json, os, time
+import json, os, re, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -17,105 +17,118 @@ def notebook(path, *cells):
         for i, c in enumerate(cells)])))
 
 
-@pytest.fixture
-def run(pytester, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return lambda *args: pytester.runpytest_subprocess("-p", "tests.notebook_cells", "-p", "no:cacheprovider", "-v",
-                                                       "-ra", *args, timeout=90)
+def started(folder, *args):
+    "pytest with the plugin in a folder of its own."
+    return subprocess.run([sys.executable, "-m", "pytest", "-p", "tests.notebook_cells", "-p", "no:cacheprovider",
+                           "-v", "-ra", *args], cwd=folder, env=os.environ | dict(PYTHONPATH=str(ROOT)), text=True,
+                          capture_output=True, timeout=120)
 
 
-def test_asserting_cells_are_named_tests(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# Sums", "x = 2", "assert x == 2", "# Words about gradual",
-             "y = x + 1\nassert y == 3", "assert y", "print(y)")
-    out = run()
-    out.assert_outcomes(passed=4)
-    out.stdout.fnmatch_lines(["*a.ipynb::Sums PASSED*", "*a.ipynb::Words about gradual [[]1] PASSED*",
-                              "*::runs to the end PASSED*"])
+def outcomes(printed):
+    "{test: PASSED, FAILED, SKIPPED} of what pytest printed line by line; xdist says the worker and the outcome first."
+    plain = {a: b for a, b in re.findall(r"^(\S+\.ipynb::.+?) (PASSED|FAILED|SKIPPED)\b", printed, re.M)}
+    return plain | {a: b for b, a in re.findall(r"^\[gw\d\].*?(PASSED|FAILED) (\S+\.ipynb::.+?)\s*$", printed, re.M)}
 
 
-def test_one_cell_alone_runs_what_is_before_it(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# One", "x = 2", "assert x == 2", "# Two", "x += 1", "assert x == 3")
-    out = run("-k", "Two")
-    out.assert_outcomes(passed=1, deselected=1)
+HANG = """import subprocess, sys, time
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])
+open('{pid}', 'w').write(str(child.pid))
+while True:
+    try: time.sleep(300)
+    except BaseException: pass
+assert 1"""
+SEVERAL = dict(
+    named=("# Sums", "x = 2", "assert x == 2", "# Words about gradual", "y = x + 1\nassert y == 3", "assert y",
+           "print(y)"),
+    fails=("# One", "assert 1", "# Two", "value = 41\nassert value == 42, 'not the answer'", "# Three", "assert 1"),
+    broken=("# One", "1/0", "assert 1"),
+    hangs=("# Hang", HANG, "# After", "assert 1"),
+    patient=("# Long", "#| timeout: 60\nimport time; time.sleep(9)\nassert 1"),
+    dies=("# Crash", "import os; os._exit(7)\nassert 1"),
+    flagged=("# Plain", "assert 1", "# Night", "#| slow\nassert 0", "# Morning", "assert 1"),
+    asleep=("# One", "#| eval: false\nassert 0", "assert 1"))
 
 
-def test_k_finds_names_in_the_source(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# One", "def discriminative(): return 1", "assert discriminative()", "assert 1")
-    run("-k", "discriminative").assert_outcomes(passed=1, deselected=1)
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    "(outcomes by notebook and test, what was printed, folder, seconds) of many small notebooks run at once."
+    tmp = tmp_path_factory.mktemp("several")
+    for name, cells in SEVERAL.items():
+        notebook(tmp/f"{name}.ipynb", *(c.replace("{pid}", str(tmp/"pid")) for c in cells))
+    began, done = time.monotonic(), started(tmp, "--cell-timeout", "8")
+    found = {name: {} for name in SEVERAL}
+    for test, outcome in outcomes(done.stdout).items():
+        name, test = test.split(".ipynb::")
+        found[name][test] = outcome
+    return found, done.stdout, tmp, time.monotonic() - began
 
 
-def test_failing_cell_fails_with_its_source_and_later_ones_are_skipped(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# One", "assert 1", "# Two", "value = 41\nassert value == 42, 'not the answer'",
-             "# Three", "assert 1")
-    out = run()
-    out.assert_outcomes(passed=1, failed=1, skipped=1)
-    out.stdout.fnmatch_lines(["*cell 3 under 'Two'*", "*2 assert value == 42*", "*not the answer*"])
+def test_asserting_cells_are_named_tests(several):
+    assert several[0]["named"] == {"Sums": "PASSED", "Words about gradual [1]": "PASSED",
+                                   "Words about gradual [2]": "PASSED", "runs to the end": "PASSED"}
 
 
-def test_error_in_a_cell_without_assertion_counts(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# One", "1/0", "assert 1")
-    out = run()
-    out.assert_outcomes(failed=1)
-    out.stdout.fnmatch_lines(["*ZeroDivisionError*"])
+def test_failing_cell_fails_with_its_source_and_later_ones_are_skipped(several):
+    found, printed, *_ = several
+    assert found["fails"] == {"One": "PASSED", "Two": "FAILED", "Three": "SKIPPED"}
+    assert re.search(r"fails\.ipynb, cell 3 under 'Two':\n\n.*\n +2 assert value == 42, 'not the answer'\n", printed)
 
 
-def test_hanging_cell_is_stopped_with_its_children(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# Hang", "import subprocess, sys, time\n"
-             "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
-             "open('pid', 'w').write(str(child.pid))\n"
-             "while True:\n    try: time.sleep(300)\n    except BaseException: pass\nassert 1", "# After", "assert 1")
-    notebook(pytester.path/"b.ipynb", "# Fine", "assert 1")
-    began = time.monotonic()
-    out = run("--cell-timeout", "8")
-    out.assert_outcomes(failed=1, skipped=1, passed=1)
-    out.stdout.fnmatch_lines(["*took longer than 8 seconds*"])
-    assert time.monotonic() - began < 60
+def test_error_in_a_cell_without_assertion_counts(several):
+    assert several[0]["broken"] == {"One": "FAILED"} and "ZeroDivisionError" in several[1]
+
+
+def test_hanging_cell_is_stopped_with_its_children(several):
+    found, printed, tmp, seconds = several
+    assert found["hangs"] == {"Hang": "FAILED", "After": "SKIPPED"}
+    assert "took longer than 8 seconds" in printed and seconds < 100
     if os.name == "posix" and Path("/proc").exists():
-        state = Path(f"/proc/{(pytester.path/'pid').read_text()}/stat")
+        state = Path(f"/proc/{(tmp/'pid').read_text()}/stat")
         assert not state.exists() or state.read_text().split()[2] == "Z", "the hung cell's child is still running"
 
 
-def test_a_cell_can_ask_for_its_own_limit(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# Long", "#| timeout: 30\nimport time; time.sleep(3)\nassert 1")
-    run("--cell-timeout", "1").assert_outcomes(passed=1)
+def test_a_cell_can_ask_for_its_own_limit(several): assert several[0]["patient"] == {"Long": "PASSED"}
 
 
-def test_dying_process_is_a_failure(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# Crash", "import os; os._exit(7)\nassert 1")
-    out = run()
-    out.assert_outcomes(failed=1)
-    out.stdout.fnmatch_lines(["*the process ended (exit code 7)*"])
+def test_dying_process_is_a_failure(several):
+    assert several[0]["dies"] == {"Crash": "FAILED"} and "the process ended (exit code 7)" in several[1]
 
 
-def test_flagged_cells_are_reported_skipped_unless_asked_for(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# Plain", "assert 1", "# Night", "#| slow\nassert 0", "# Morning", "assert 1")
-    out = run()
-    out.assert_outcomes(passed=2, skipped=1)
-    out.stdout.fnmatch_lines(["*flagged slow*"])
-    run("--flags", "slow").assert_outcomes(passed=1, failed=1, skipped=1)
+def test_cells_not_meant_to_run(several): assert several[0]["asleep"] == {"One": "PASSED"}
 
 
-def test_unknown_flag_is_refused(pytester, run):
-    assert run("--flags", "slwo").ret == pytest.ExitCode.USAGE_ERROR
+def test_flagged_cells_are_reported_skipped_unless_asked_for(several, tmp_path):
+    assert several[0]["flagged"] == {"Plain": "PASSED", "Night": "SKIPPED", "Morning": "PASSED"}
+    assert "flagged slow" in several[1]
+    notebook(tmp_path/"a.ipynb", *SEVERAL["flagged"])
+    found = outcomes(started(tmp_path, "--flags", "slow").stdout)
+    assert found == {"a.ipynb::Plain": "PASSED", "a.ipynb::Night": "FAILED", "a.ipynb::Morning": "SKIPPED"}
 
 
-def test_cells_not_meant_to_run(pytester, run):
-    notebook(pytester.path/"a.ipynb", "# One", "#| eval: false\nassert 0", "assert 1")
-    run().assert_outcomes(passed=1)
+def test_chosen_tests_run_what_is_before_them_and_are_found_by_names_in_their_source(tmp_path):
+    notebook(tmp_path/"a.ipynb", "# One", "x = 2", "assert x == 2", "# Two", "x += 1", "assert x == 3")
+    notebook(tmp_path/"b.ipynb", "# One", "def discriminative(): return 1", "assert discriminative()", "assert 1")
+    done = started(tmp_path, "-k", "Two or discriminative")
+    assert outcomes(done.stdout) == {"a.ipynb::Two": "PASSED", "b.ipynb::One [1]": "PASSED"}
+    assert "2 deselected" in done.stdout
 
 
-def test_unreadable_notebook_is_an_error(pytester, run):
-    (pytester.path/"bad.ipynb").write_text('{"cells": [')
-    out = run()
-    out.assert_outcomes(errors=1)
-    out.stdout.fnmatch_lines(["*is not a readable notebook*"])
+def test_unknown_flag_is_refused(tmp_path):
+    assert started(tmp_path, "--flags", "slwo").returncode == pytest.ExitCode.USAGE_ERROR
 
 
-def test_works_under_xdist_by_notebook(pytester, run):
+def test_unreadable_notebook_is_an_error(tmp_path):
+    (tmp_path/"bad.ipynb").write_text('{"cells": [')
+    done = started(tmp_path)
+    assert "bad.ipynb is not a readable notebook" in done.stdout and "1 error" in done.stdout
+
+
+def test_works_under_xdist_by_notebook(tmp_path):
     for name in "abc":
-        notebook(pytester.path/f"{name}.ipynb", "# One", "import os\nn = [os.getpid()]", "assert len(n) == 1",
+        notebook(tmp_path/f"{name}.ipynb", "# One", "import os\nn = [os.getpid()]", "assert len(n) == 1",
                  "n.append(1)\nassert len(n) == 2")
-    run("-n", "2", "--dist", "loadfile").assert_outcomes(passed=6)
+    done = started(tmp_path, "-n", "2", "--dist", "loadfile")
+    assert list(outcomes(done.stdout).values()) == ["PASSED"]*6, done.stdout
 
 
 def test_slowest_files_come_first_whatever_the_number_of_their_tests(pytester, monkeypatch):

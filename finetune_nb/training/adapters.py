@@ -7,6 +7,7 @@ __all__ = ['lora_targets', 'add_lora', 'has_lora', 'trainable_share', 'merge_lor
            'load_adapter']
 
 # %% ../../nbs/api/training/04_adapters.ipynb #103cedb0
+from collections import Counter
 from pathlib import Path
 
 import torch.nn as nn
@@ -25,11 +26,12 @@ def lora_targets(
     model, # any network
     groups, # its layer groups; the last is the head
 ) -> list: # names of the layers that get an adapter
-    "Linear layers and ungrouped convolutions below the head."
-    head = {id(p) for p in groups[-1].params}
+    "Linear layers and ungrouped convolutions below the head that share their weight with no other layer."
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    out = {id(p) for p in groups[-1].params} | {p for p, n in uses.items() if n > 1}
     def fits(m):
         return isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" or isinstance(m, nn.Conv2d) and m.groups == 1
-    return [n for n, m in model.named_modules() if n and fits(m) and not any(id(p) in head for p in m.parameters())]
+    return [n for n, m in model.named_modules() if n and fits(m) and not any(id(p) in out for p in m.parameters())]
 
 # %% ../../nbs/api/training/04_adapters.ipynb #51d7dcad
 def add_lora(

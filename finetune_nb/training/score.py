@@ -10,17 +10,19 @@ from contextlib import contextmanager
 
 import torch
 
+from ..core.seeds import keep_random
 from ..data.targets.classes import Classes
 from ..data.targets.target import Target, join_rows
 
 # %% ../../nbs/api/training/01_score.ipynb #23bc1ff0
 @contextmanager
 def eval_mode(model):
-    "Evaluation mode and no gradients inside the block; afterwards every module has the mode it had."
+    """Evaluation mode and no gradients inside the block; afterwards every module has the mode it had, and random
+    numbers go on where they were, so that looking at a network changes nothing about its training."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(): yield model
+        with torch.no_grad(), keep_random(): yield model
     finally:
         for m, t in modes: m.training = t
 
