@@ -54,7 +54,7 @@ LOSSES = {
 }
 
 class ClassLoss(nn.Module):
-    "Cross-entropy with a weight a class (as torch has it), a shift a class, and the focal factor."
+    "Cross-entropy with a weight for each class (as torch has it), a shift for each class, and the focal factor."
     def __init__(self, weight=None, shift=None, gamma=0., reduction="mean"):
         super().__init__()
         self.register_buffer("weight", weight); self.register_buffer("shift", shift)
