@@ -7,6 +7,7 @@ __all__ = ['DOMAINS', 'SCENARIOS', 'only_classes', 'split_classes', 'ShiftedImag
            'Items', 'closed', 'part_accuracies']
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #355f06b6
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,9 @@ from ..core.errors import TaskError, unknown_name
 from ..core.files import content_hash
 from ..core.seeds import rng
 from ..data.corruptions import keep_classes
-from ..data.shifts import SHIFTS, shifted
+from ..data.mapped import mapped, room
+from ..data.modalities.image import content_of
+from ..data.shifts import SHIFTS, shifted, shifted_parts
 from ..data.task import Task
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #3087be60
@@ -57,7 +60,8 @@ def split_classes(
 DOMAINS = ("plain", "inverted", "rotated", "textured", "occluded", "blurred")
 
 class ShiftedImages:
-    "Another holder's images, all or some of them after a named shift; made when a model asks."
+    """Another holder's images, all or some of them after a named shift; made when a model asks, in a mapped file where
+    they are many."""
     def __init__(
         self,
         images, # what a task holds its images in
@@ -73,12 +77,14 @@ class ShiftedImages:
 
     def fit(self, input):
         key = input["channels"], input["size"]
-        if key not in self._made:
-            x = torch.as_tensor(self.images.fit(input)).clone()
-            which = slice(None) if self.which is None else self.which
-            if len(x[which]): x[which] = shifted(x[which], self.shift)
-            self._made[key] = x
+        if key not in self._made: self._made[key] = self._make(self.images.fit(input))
         return self._made[key]
+
+    def _make(self, x):
+        if math.prod(x.shape) <= room()/6: return shifted(x[:], self.shift, which=self.which)
+        name = content_hash([content_of(x), self.shift, None if self.which is None else self.which.tolist()])
+        parts = lambda: (p.numpy() for p in shifted_parts(x, self.shift, which=self.which))
+        return mapped(name, tuple(x.shape), parts)[0]
 
 # %% ../../nbs/api/continual/00_scenarios.ipynb #7895cd91
 def in_domain(
