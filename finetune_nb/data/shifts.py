@@ -63,6 +63,7 @@ def textured(x, draw):
 
 SHIFTS = {f.__name__: f for f in (rotated, blurred, inverted, occluded, textured)}
 
+# %% ../../nbs/api/data/02_shifts.ipynb #7d1e02c4
 def shifted_parts(
     images, # uint8 [N, C, H, W]; a tensor, or anything whose slices are tensors
     name, # one of `SHIFTS`

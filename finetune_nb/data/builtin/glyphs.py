@@ -144,6 +144,59 @@ def _plain(char):
             and unicodedata.normalize("NFKD", char) == char
             and not any(w in name for w in ("DIGIT", "NUMBER", "GEORGIAN", "ARMENIAN")))
 
+# %% ../../../nbs/api/data/builtin/00_glyphs.ipynb #91a640d1
+class _Draws:
+    "Random numbers for a batch of `n` images, in the order in which they are asked for."
+    def __init__(self, n, generator): self.n, self.generator = n, generator
+    def u(self, *shape, lo=0., hi=1.): return torch.rand(self.n, *shape, generator=self.generator) * (hi - lo) + lo
+    def normal(self, *shape): return torch.randn(self.n, *shape, generator=self.generator)
+    def some(self, p, new, old): return torch.where(self.u(1, 1, 1) < p, new, old)
+
+def _stroke(x, draw):
+    "Stroke width: dilated or eroded by up to two pixels of the 48."
+    wide, thin = F.max_pool2d(x, 3, 1, 1), -F.max_pool2d(-x, 3, 1, 1)
+    wider = F.max_pool2d(wide, 3, 1, 1)
+    pick = draw.u(1, 1, 1)
+    # Hairlines do not survive erosion: keep them where it would leave less than half of the ink.
+    thin = torch.where(thin.sum((1, 2, 3), keepdim=True) > x.sum((1, 2, 3), keepdim=True) / 2, thin, x)
+    return torch.where(pick < .2, thin, torch.where(pick > .8, wider, torch.where(pick > .55, wide, x)))
+
+# %% ../../../nbs/api/data/builtin/00_glyphs.ipynb #f59e9526
+def _bend(x, draw, size, strength):
+    "An affine map of output coordinates to input coordinates, then a smooth random displacement."
+    angle, shear = draw.u(lo=-.35, hi=.35) * strength, draw.u(lo=-.35, hi=.35) * strength
+    sx, sy = [torch.exp(draw.u(lo=-.25, hi=.3) * strength) for _ in "xy"]
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    lin = torch.stack(
+        [torch.stack([cos*sx, (shear*cos - sin)*sy], -1), torch.stack([sin*sx, (shear*sin + cos)*sy], -1)], 1)
+    theta = torch.cat([lin, (draw.u(2, 1) - .5) * .3 * strength], -1)
+    grid = F.affine_grid(theta, (len(x), 1, size, size), align_corners=False)
+    warp = F.interpolate(draw.normal(2, 4, 4), (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    return F.grid_sample(x, grid + warp * draw.u(1, 1, 1, hi=.12) * strength, padding_mode="zeros",
+                         align_corners=False)
+
+# %% ../../../nbs/api/data/builtin/00_glyphs.ipynb #1759337d
+def _soften(x, draw, low_res):
+    "Blur of a random width, then for some a loss of resolution."
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    x = torch.lerp(x, soft, draw.u(1, 1, 1) * (draw.u(1, 1, 1) < .5))
+    side = int(torch.randint(8, 17, (), generator=draw.generator))
+    coarse = F.interpolate(F.adaptive_avg_pool2d(x, side), x.shape[-2:], mode="bilinear", align_corners=False)
+    return draw.some(low_res, coarse, x)
+
+def _ground(x, draw):
+    "Ground under the ink: flat, gradient or texture, darker than the ink; contrast between them is random."
+    ramp = torch.linspace(-1, 1, x.shape[-1])
+    across, down = ramp[None, None, None, :], ramp[None, None, :, None]
+    slope = draw.normal(1, 1, 1) * across + draw.normal(1, 1, 1) * down
+    cells = F.interpolate(draw.normal(1, 8, 8), x.shape[-2:], mode="bilinear", align_corners=True)
+    wave = torch.sin((across * draw.u(1, 1, 1, lo=-1) + down * draw.u(1, 1, 1, lo=-1)) * draw.u(1, 1, 1, lo=3, hi=30))
+    kind = draw.u(1, 1, 1)
+    ground = torch.where(kind < .4, torch.zeros_like(x),
+                         torch.where(kind < .6, slope * .5, torch.where(kind < .8, cells * .6, wave)))
+    ground = (ground * draw.u(1, 1, 1, hi=.2) + draw.u(1, 1, 1, hi=.25) * (kind >= .2)).clamp(0, .5)
+    return ground + x * (draw.u(1, 1, 1, lo=.65, hi=1.) - ground)
+
 # %% ../../../nbs/api/data/builtin/00_glyphs.ipynb #5e278241
 def distort(
     glyphs:torch.Tensor, # uint8 [B, 48, 48], ink 255 on 0
@@ -152,52 +205,11 @@ def distort(
     strength=1.0, # geometric distortion; 0 leaves the shape as it is
     invert=0.3, # share of images with dark ink on a light ground
     low_res=0.5, # share of images reduced to 8 to 16 pixels and enlarged again
-): # -> float32 [B, 1, size, size] in 0..1
+) -> torch.Tensor: # float32 [B, 1, size, size] in 0..1
     "Bend, blur, texture and soil a batch of glyphs."
-    B = len(glyphs)
-    def u(*shape, lo=0., hi=1.): return torch.rand(B, *shape, generator=generator) * (hi - lo) + lo
-    def n(*shape): return torch.randn(B, *shape, generator=generator)
-    def some(p, new, old): return torch.where(u(1, 1, 1) < p, new, old)
-    x = glyphs[:, None].float() / 255
-
-    # Stroke width: dilate or erode by up to two pixels of the 48.
-    wide, thin = F.max_pool2d(x, 3, 1, 1), -F.max_pool2d(-x, 3, 1, 1)
-    wider = F.max_pool2d(wide, 3, 1, 1)
-    pick = u(1, 1, 1)
-    # Hairlines do not survive erosion: keep them where it would leave less than half of the ink.
-    thin = torch.where(thin.sum((1, 2, 3), keepdim=True) > x.sum((1, 2, 3), keepdim=True) / 2, thin, x)
-    x = torch.where(pick < .2, thin, torch.where(pick > .8, wider, torch.where(pick > .55, wide, x)))
-
-    # Affine map of output coordinates to input coordinates, then a smooth random displacement.
-    angle, shear = u(lo=-.35, hi=.35) * strength, u(lo=-.35, hi=.35) * strength
-    sx, sy = [torch.exp(u(lo=-.25, hi=.3) * strength) for _ in "xy"]
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    lin = torch.stack(
-        [torch.stack([cos*sx, (shear*cos - sin)*sy], -1), torch.stack([sin*sx, (shear*sin + cos)*sy], -1)], 1)
-    theta = torch.cat([lin, (u(2, 1) - .5) * .3 * strength], -1)
-    grid = F.affine_grid(theta, (B, 1, size, size), align_corners=False)
-    warp = F.interpolate(n(2, 4, 4), (size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    x = F.grid_sample(x, grid + warp * u(1, 1, 1, hi=.12) * strength, padding_mode="zeros", align_corners=False)
-
-    # Blur of a random width, then for some a loss of resolution.
-    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    x = torch.lerp(x, soft, u(1, 1, 1) * (u(1, 1, 1) < .5))
-    side = int(torch.randint(8, 17, (), generator=generator))
-    coarse = F.interpolate(F.adaptive_avg_pool2d(x, side), (size, size), mode="bilinear", align_corners=False)
-    x = some(low_res, coarse, x)
-
-    # Ground: flat, gradient or texture, darker than the ink; contrast between them is random.
-    ramp = torch.linspace(-1, 1, size)
-    slope = n(1, 1, 1) * ramp[None, None, None, :] + n(1, 1, 1) * ramp[None, None, :, None]
-    cells = F.interpolate(n(1, 8, 8), (size, size), mode="bilinear", align_corners=True)
-    wave = torch.sin((ramp[None, None, None, :] * u(1, 1, 1, lo=-1) + ramp[None, None, :, None] * u(1, 1, 1, lo=-1))
-                     * u(1, 1, 1, lo=3, hi=30))
-    kind = u(1, 1, 1)
-    ground = torch.where(kind < .4, torch.zeros_like(x),
-                         torch.where(kind < .6, slope * .5, torch.where(kind < .8, cells * .6, wave)))
-    ground = (ground * u(1, 1, 1, hi=.2) + u(1, 1, 1, hi=.25) * (kind >= .2)).clamp(0, .5)
-    ink = u(1, 1, 1, lo=.65, hi=1.)
-    x = ground + x * (ink - ground)
-    x = some(invert, 1 - x, x)
-    x = x + n(1, size, size) * u(1, 1, 1, hi=.12) * (u(1, 1, 1) < .5)
+    draw = _Draws(len(glyphs), generator)
+    x = _bend(_stroke(glyphs[:, None].float() / 255, draw), draw, size, strength)
+    x = _ground(_soften(x, draw, low_res), draw)
+    x = draw.some(invert, 1 - x, x)
+    x = x + draw.normal(1, size, size) * draw.u(1, 1, 1, hi=.12) * (draw.u(1, 1, 1) < .5)
     return x.clamp(0, 1)
