@@ -2546,6 +2546,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'finetune_nb/layers/groups.py'),
                                            'finetune_nb.layers.groups._build': ( 'api/layers/groups.html#_build',
                                                                                  'finetune_nb/layers/groups.py'),
+                                           'finetune_nb.layers.groups._output_is_tied': ( 'api/layers/groups.html#_output_is_tied',
+                                                                                          'finetune_nb/layers/groups.py'),
                                            'finetune_nb.layers.groups._some': ( 'api/layers/groups.html#_some',
                                                                                 'finetune_nb/layers/groups.py'),
                                            'finetune_nb.layers.groups._split': ( 'api/layers/groups.html#_split',

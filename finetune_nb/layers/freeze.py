@@ -55,7 +55,7 @@ def freeze_groups(
     _check_policies(norm, dropout, part)
     names = pick_groups(groups, trainable)
     for g in groups:
-        whole = part == "all" or g is groups[-1]
+        whole = part == "all" or g.head
         asked = dict(trains=g.name in names, norm=norm, dropout=dropout, part="all" if whole else part)
         _freeze_params(g, asked)
         _hold_modules(g, asked)

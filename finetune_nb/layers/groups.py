@@ -30,6 +30,7 @@ class LayerGroup:
     named_params:list = field(default_factory=list)  # (name, Parameter) pairs
     modules:list = field(default_factory=list)  # modules that lie entirely in this group
     first_use:int = None  # rank of the first of its parameters in a forward pass; None if not known
+    head:bool = False  # is it the head, which is new for a new task?
 
     @property
     def params(self) -> list: # of Parameter
@@ -83,8 +84,15 @@ def _build(model, lists, rank):
     groups = [LayerGroup(name, [(n, params[n]) for n in names],
                          first_use=min((rank[n] for n in names if n in rank), default=None) if rank else None)
               for name, names in lists]
+    groups[-1].head = groups[-1].name == "head" or not _output_is_tied(see_through(model)[1])
     _add_modules(model, groups)
     return groups
+
+def _output_is_tied(model):
+    "Does the output layer share its weight with the embeddings, as in many language models? They have no head to train."
+    try: first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    except (AttributeError, NotImplementedError): return False
+    return last is not None and getattr(last, "weight", None) is getattr(first, "weight", 0)
 
 def _warn(model, why):
     "One warning per network: what is not known, and what to do."

@@ -20,15 +20,14 @@ class L2SP(Callback):
     "Pull trainable weights towards their start, the head towards zero (Li, Grandvalet and Davoine, 2018)."
     def __init__(
         self,
-        groups, # list of LayerGroup, the head last
+        groups, # list of LayerGroup
         alpha=0.01, # force on the body
         beta=0.01, # force on the head, towards zero; None pulls it like the body, towards its start
     ):
         start = lambda p: p.detach().clone()
         self.penalties = []  # value of the penalty at each step
-        self.pulls = [(alpha, p, start(p)) for g in groups[:-1] for p in g.params]
-        self.pulls += [(alpha, p, start(p)) if beta is None else (beta, p, torch.zeros_like(p))
-                       for p in groups[-1].params]
+        self.pulls = [(beta, p, torch.zeros_like(p)) if g.head and beta is not None else (alpha, p, start(p))
+                      for g in groups for p in g.params]
 
     def before_step(self):
         total = 0.
@@ -80,7 +79,7 @@ def average(
     "Mix the weights and measure the running statistics anew on `batches`."
     if self.before is None: return
     params, now = {n for n, _ in self.model.named_parameters()}, self.model.state_dict()
-    head = {n for n, _ in self.groups[-1].named_params}
+    head = {n for g in self.groups if g.head for n, _ in g.named_params}
     # trained before the body moved: averaged like the rest
     if self.new is None and self.first_body_step(): head = set()
     moved = self.new is None or any("running_" in n and not torch.equal(v, self.before[n]) for n, v in now.items())

@@ -201,7 +201,7 @@ def _share(groups, on, recipe):
     total = sum(g.size for g in groups)
     keep = {"all": lambda n: True, "bias": lambda n: n.endswith("bias"), "adapter": lambda n: "lora_" in n}[recipe.part]
     return sum(p.numel() for g in groups if g.name in on
-               for n, p in g.named_params if g is groups[-1] or keep(n)) / total
+               for n, p in g.named_params if g.head or keep(n)) / total
 
 def _finish(learn, recipe, parts):
     "Everything that a recipe does once the last step is done."

@@ -24,11 +24,11 @@ def _peft():
 
 def lora_targets(
     model, # any network
-    groups, # its layer groups; the last is the head
+    groups, # its layer groups
 ) -> list: # names of the layers that get an adapter
     "Linear layers and ungrouped convolutions below the head that share their weight with no other layer."
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    out = {id(p) for p in groups[-1].params} | {p for p, n in uses.items() if n > 1}
+    out = {id(p) for g in groups if g.head for p in g.params} | {p for p, n in uses.items() if n > 1}
     def fits(m):
         return isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" or isinstance(m, nn.Conv2d) and m.groups == 1
     return [n for n, m in model.named_modules() if n and fits(m) and not any(id(p) in out for p in m.parameters())]
@@ -102,7 +102,7 @@ def save_adapter(
     layers = _lora_layers(model) if has_lora(model) else []
     if not layers: raise ModelError("this network has no LoRA layers to save")
     folder, layer = writable_folder(folder), layers[0][1]
-    head = dict(groups[-1].named_params)
+    head = {n for g in groups if g.head for n, _ in g.named_params}
     # Cloned, because a tied weight must be written under both its names.
     save_tensors(folder/"adapter.safetensors",
                  {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_" in k or k in head})
