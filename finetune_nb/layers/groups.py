@@ -89,7 +89,7 @@ def _build(model, lists, rank):
     return groups
 
 def _output_is_tied(model):
-    "Does the output layer share its weight with the embeddings, as in many language models? They have no head to train."
+    "Does the output layer share its weight with the embeddings, as in many language models? They have no head."
     try: first, last = model.get_input_embeddings(), model.get_output_embeddings()
     except (AttributeError, NotImplementedError): return False
     return last is not None and getattr(last, "weight", None) is getattr(first, "weight", 0)
