@@ -91,8 +91,9 @@ def _this_python():
 
         @property
         def kernel_spec(self):
+            # critical only: a kernel that is stopped while it answers complains of its closed sockets
             return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
-                                    "--log-level=40"], display_name="Python 3", language="python")
+                                    "--log-level=50"], display_name="Python 3", language="python")
         async def shutdown_kernel(self, *args, **kw):
             if self.was_alive is None: self.was_alive = await self.is_alive()
             return await super().shutdown_kernel(*args, **kw)
