@@ -30,7 +30,7 @@ _WHERE |= {
     "training.schedules": ["schedule"], "training.distributed": ["on_all_devices"],
     "training.adapters": ["add_lora", "merge_lora", "save_adapter", "load_adapter", "trainable_share"],
     "training.imbalance": ["set_loss", "set_sampling", "adjust_after", "class_scores", "class_table"],
-    "training.regularise": ["set_dropout", "set_l1"],
+    "training.regularise": ["set_dropout", "set_l1"], "training.precision": ["set_compute"],
     "recipes.recipe": ["Phase"], "recipes.plan": ["Recipe", "make_plan"], "recipes.fit": ["fit_recipe"],
     "recipes.library": ["recipe", "recipes_table", "RECIPES", "surgical", "best_of"], "recipes.lr_find": ["lr_find"],
     "recipes.ulmfit": ["load_awd_lm", "target_lm", "fit_ulmfit"],

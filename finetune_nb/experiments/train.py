@@ -58,6 +58,7 @@ def run_config(
     size=None, # side of the pictures
     device="cpu", # where it runs
     valid_limit=0, # validation items that are looked at; 0 for all
+    compute=None, # a Compute; None for single precision and whole batches
     **extras, # change, loss, sampling, after, dropout, l1: see `FIELDS`
 ) -> dict: # of plain types
     "Everything that decides a training, and nothing that does not (no paths, no time, no measurements)."
@@ -65,6 +66,7 @@ def run_config(
         if k not in _EXTRAS: raise FinetuneError(unknown_name("field", k, _EXTRAS))
     more = dict(valid_limit=valid_limit) if valid_limit else {}  # it may decide what is trained: early stopping
     more |= {k: plain(v) for k, v in extras.items() if plain(v) != plain(_EXTRAS[k])}
+    if compute: more |= compute.entry()
     code = code_hash(("core", "data", "worlds", "models", "layers", "training", "recipes", "experiments/train.py"))
     return dict(task=task.name, data=task.data_hash, recipe=recipe.to_dict(), labels=labels, seed=seed,
                 steps=steps, model=model_id(model), bs=bs, size=size, weights=sha256(weights) if weights else None,
@@ -211,10 +213,12 @@ def _learner(config, where):
     "The learner as it is before training."
     from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.training.learner import pretrained_learner
+    from finetune_nb.training.precision import Compute
     pretrained = Recipe.from_dict(config["recipe"]).start == "pretrained"
-    return pretrained_learner(_task(config, where), where.model, where.weights, pretrained, config["labels"],
-                              config["seed"], config["bs"], config["size"],
-                              device=config["device"], offline=where.offline)
+    learn = pretrained_learner(_task(config, where), where.model, where.weights, pretrained, config["labels"],
+                               config["seed"], config["bs"], config["size"],
+                               device=config["device"], offline=where.offline)
+    return Compute.of(config).apply(learn)
 
 def _task(config, where):
     from finetune_nb.data.registry import load_task
@@ -342,6 +346,7 @@ def prepare_train(
     "Check everything that can be wrong with a training, before any is done."
     from finetune_nb.data.registry import load_task
     from finetune_nb.training.learner import pick_device
+    from finetune_nb.training.precision import compute_of
     spec = FIELDS | spec
     for m in spec["measure"]:
         if m not in MEASURES: raise FinetuneError(unknown_name("measurement", m, MEASURES))
@@ -352,7 +357,8 @@ def prepare_train(
     where = Where(store, s.offline, str(spec["task"]), model, spec["weights"] and str(spec["weights"]),
                   spec["skip_bad"], s.keep_gb)
     fixed = dict(labels=spec["labels"], model=model, weights=spec["weights"], bs=bs, size=spec["size"],
-                 device=str(pick_device(s.device)), valid_limit=s.budget.eval_limit)
+                 device=str(pick_device(s.device)), valid_limit=s.budget.eval_limit,
+                 compute=compute_of(s, pick_device(s.device)))
     points = s.budget.curve_points if spec["curve_points"] is None else spec["curve_points"]
     def make(seed, lr=None, search=False, steps=None, weight_decay=None, **given):
         extras = {k: given.pop(k, spec[k]) for k in _EXTRAS}

@@ -166,9 +166,11 @@ def _learn(reader, data, config):
     from finetune_nb.recipes.plan_callback import DivergedError
     from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.training.causal import causal_learner
+    from finetune_nb.training.precision import Compute
     n, seed = config["steps"]*config["bs"], config["seed"]
     pairs, began, out = own_pairs(reader.tok, data, n, raft=config["told"]["raft"], seed=seed), time.perf_counter(), {}
     learner = causal_learner(reader.model, reader.tok, pairs, bs=config["bs"], seed=seed)
+    Compute.of(config).apply(learner)
     try: fit_recipe(learner, Recipe.from_dict(config["recipe"]), steps=config["steps"], cache=False)
     except DivergedError as e: out |= dict(status="diverged", why=str(e))
     return out | dict(train_seconds=time.perf_counter() - began)
@@ -269,6 +271,7 @@ def prepare_documents(
     "Check everything that can be wrong with a run on documents, before any is done."
     from finetune_nb.recipes.library import recipe as find_recipe
     from finetune_nb.training.learner import pick_device
+    from finetune_nb.training.precision import compute_of
     spec = FIELDS | spec
     if spec["k"] < 1: raise FinetuneError(f"a search hands over 1 passage at least, not {spec['k']}")
     data = own_data(spec["corpus"], spec["questions"], size=spec["size"])
@@ -276,6 +279,7 @@ def prepare_documents(
     r = find_recipe(spec["recipe"]) if trains else None
     where = WhereOwn(store, s.offline, model=str(spec["model"]), keep_gb=s.keep_gb, corpus=str(spec["corpus"]),
                      questions=spec["questions"] and str(spec["questions"]), size=spec["size"])
+    compute = compute_of(s, pick_device(s.device))
     common = dict(kind="documents", data=data.hash, model=model_id(spec["model"]), device=str(pick_device(s.device)),
                   code=code_hash(_CODE))
     reading = Reading(spec["reads"], spec["k"], spec["search_by"])
@@ -283,7 +287,7 @@ def prepare_documents(
         # What does not train is the same for every seed.
         told = dict(told=None, seed=0) if r is None else dict(
             told=dict(raft=spec["raft"]), seed=seed, recipe=(r if lr is None else r.with_lr(lr)).to_dict(), steps=steps,
-            bs=spec["bs"])
+            bs=spec["bs"], **compute.entry())
         wanted = tuple(Measure(p, reading, spec["limit"]) for p in (["valid"] if search else ["valid", "test"]))
         return Job(plain(common | told), where, wanted, not search)
     about = dict(source=Path(str(spec["corpus"])).name, data=data.hash, model=common["model"],

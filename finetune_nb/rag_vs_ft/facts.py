@@ -142,10 +142,12 @@ def learn(
     from finetune_nb.recipes.plan_callback import DivergedError
     from finetune_nb.recipes.recipe import Recipe
     from finetune_nb.training.causal import causal_learner
+    from finetune_nb.training.precision import Compute
     scene, how = Scene(config["facts"], config["seed"]), Way("", "", **config["told"])
     pairs = training_pairs(reader.tok, scene, how, steps*config["bs"], changed=changed)
     began, out = time.perf_counter(), dict(status="done")
     learner = causal_learner(reader.model, reader.tok, pairs, bs=config["bs"], seed=config["seed"])
+    Compute.of(config).apply(learner)
     try:
         trace = fit_recipe(learner, Recipe.from_dict(config["recipe"]), steps=steps, cache=False)
         out["losses"] = [round(float(l), 4) for l in trace.losses]
@@ -352,6 +354,7 @@ def prepare_facts(
     from finetune_nb.models.causal import load_causal
     from finetune_nb.recipes.library import recipe as find_recipe
     from finetune_nb.training.learner import pick_device
+    from finetune_nb.training.precision import compute_of
     spec = FIELDS | spec
     _check(spec)
     load_causal(spec["model"], s.offline)
@@ -360,11 +363,12 @@ def prepare_facts(
     bs = max(1, spec["bs"]//4) if spec["raft"] else spec["bs"]
     r = find_recipe(spec["recipe"]) if trains else None
     where = Where(store, s.offline, model=str(spec["model"]), keep_gb=s.keep_gb)
+    compute = compute_of(s, pick_device(s.device))
     common = dict(kind="facts", facts=spec["facts"], model=model_id(spec["model"]), device=str(pick_device(s.device)),
                   code=code_hash(_CODE))
     def make(seed, lr=None, search=False, steps=None):
         told = dict(told=None) if r is None else dict(
-            told=how, recipe=(r if lr is None else r.with_lr(lr)).to_dict(), steps=steps, bs=bs)
+            told=how, recipe=(r if lr is None else r.with_lr(lr)).to_dict(), steps=steps, bs=bs, **compute.entry())
         wanted = (Measure("examined", EXAMINED),) if search else measures_of(spec, seed)
         return Job(plain(common | dict(seed=seed) | told), where, wanted, not search)
     about = dict(source="made-up worlds", model=common["model"], items=spec["facts"], unit="facts",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from fastai.callback.mixup import MixUp
+from fastai.callback.training import GradientClip
 from fastcore.basics import patch
 
 from ..core.errors import FinetuneError, RecipeError
@@ -79,11 +80,15 @@ def _check(learn, recipe, steps):
     make_plan(recipe, groups, steps=steps)
     if recipe.part == "bias" and not any(n.endswith("bias") for g in groups[:-1] for n, _ in g.named_params):
         raise RecipeError(f"recipe '{recipe.name}' trains biases, but below its head this network has none")
+    if recipe.mixup and _compute(learn) and learn.compute.micro_batch:
+        raise RecipeError(f"recipe '{recipe.name}': mixup mixes the items of a whole batch; leave micro_batch at auto")
     if recipe.mixup and hasattr(learn, "task") and not learn.task.modality.mixes:
         raise RecipeError(
             f"recipe '{recipe.name}': mixup averages inputs, which {learn.task.modality.plural} do not allow")
 
 # %% ../../nbs/api/recipes/06_fit.ipynb #95a8da08
+def _compute(learn): return getattr(learn, "compute", None)
+
 def _random_weights(learn):
     "Give the learner fresh random weights, the same for the same seed."
     config = getattr(learn.model, "kit_config", None)
@@ -122,7 +127,8 @@ def _parts(learn, plan, groups, owner, new, *, curve_points, on_step, watch):
     follow = FollowPlan(plan, groups, owner=owner, curve_points=curve_points, measured=[stop] if stop else [],
                         on_step=on_step, watch=watch)
     wise = None if r.wise_ft is None else WiseFT(follow, learn.model, groups, alpha=r.wise_ft, new=new)
-    others = [*([L2SP(groups, **r.l2_sp)] if r.l2_sp else []), *([MixUp(r.mixup)] if r.mixup else [])]
+    others = [*([L2SP(groups, **r.l2_sp)] if r.l2_sp else []), *([MixUp(r.mixup)] if r.mixup else []),
+              *([GradientClip(r.clip)] if r.clip else []), *(learn.compute.callbacks() if _compute(learn) else [])]
     return _Parts(follow, stop, wise, others)
 
 def _make_optimiser(learn, lists):

@@ -54,11 +54,12 @@ class Recipe:
     part:str = "all"  # below the head train "all" parameters, only "bias" (BitFit), or only the "adapter" (LoRA)
     weight_decay:float = 0.01  # of AdamW
     exempt:bool = True  # no weight decay for norms and biases?
+    clip:float = None  # longest gradient (2-norm over everything that trains); None for any
     l2_sp:dict = None  # alpha, beta: pull towards the pre-trained weights, and the head towards zero
     wise_ft:float = None  # share of the fine-tuned weights in the average with the pre-trained ones, at the end
     mixup:float = None  # alpha of the Beta distribution that mixes pairs of images
     early_stop:dict = None  # checks, patience: stop when the validation loss stops falling, keep the best weights
-    lora:dict = None  # r, lora_alpha, lora_dropout, merge
+    lora:dict = None  # r, lora_alpha, lora_dropout, targets, merge: see `add_lora`
     best_of:tuple = ()  # names of recipes: each gets an equal part of the steps, the best on validation stays
     search:tuple = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # peak rates to choose from, on validation
     lr:float = None  # peak rate of the head; None until it is chosen
@@ -149,7 +150,7 @@ GRANULARITIES = (None, "stage", "block", "layer")
 _WORDS = dict(start=START, norm=NORM_POLICIES, dropout=DROPOUT_POLICIES, part=PARTS, restart=RESTARTS,
               schedule=SCHEDULES, granularity=GRANULARITIES)
 _EXTRAS = {"l2_sp": {"alpha": 0.01, "beta": 0.01}, "early_stop": {"checks": 10, "patience": 3},
-           "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "merge": True}}
+           "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "targets": "all", "merge": True}}
 
 def _bad(r, why): raise RecipeError(f"recipe '{r.name}': {why}")
 
@@ -174,6 +175,7 @@ def _check(r, put):
     _number(r, "head", r.head); _number(r, "weight_decay", r.weight_decay, open_=False)
     if r.wise_ft is not None: _number(r, "wise_ft", r.wise_ft, 0, 1, open_=False)
     if r.mixup is not None: _number(r, "mixup", r.mixup)
+    if r.clip is not None: _number(r, "clip", r.clip)
     for k in _EXTRAS: _check_extra(r, put, k)
     if r.part == "adapter" and not r.lora: _bad(r, "part is 'adapter', but there is no lora: give it r and lora_alpha")
     if isinstance(r.best_of, str) or not all(isinstance(b, str) for b in r.best_of):
@@ -212,7 +214,13 @@ def _check_extra(r, put, k):
         if f not in defaults: _bad(r, f"{k}: {unknown_name('field', f, defaults)}")
     put(k, defaults | v)
     for f, x in getattr(r, k).items():
-        if f != "merge": _number(r, f"{k}: {f}", x, open_=f in ("r", "checks", "patience", "lora_alpha"))
+        if f == "targets": _check_targets(r, x)
+        elif f != "merge": _number(r, f"{k}: {f}", x, open_=f in ("r", "checks", "patience", "lora_alpha"))
+
+def _check_targets(r, x):
+    words = x if isinstance(x, (list, tuple)) else [x]
+    if not words or not all(isinstance(w, str) and w for w in words):
+        _bad(r, f"lora: targets must be all, all-linear or a list of layers' names, not {x!r}")
 
 _DEFAULTS = Recipe("x").to_dict()
 _PHASE = plain(asdict(Phase()))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.nn as nn
 
-from ..core.errors import FileError, ModelError
+from ..core.errors import FileError, ModelError, unknown_name
 from ..core.files import load_tensors, read_json, save_tensors, writable_folder, write_json
 
 # %% ../../nbs/api/training/04_adapters.ipynb #356f99f0
@@ -25,13 +25,27 @@ def _peft():
 def lora_targets(
     model, # any network
     groups, # its layer groups
+    # "all", "all-linear" (no convolutions), or layers by name or the end of it, such as ["q_proj", "v_proj"]
+    targets="all",
 ) -> list: # names of the layers that get an adapter
     "Linear layers and ungrouped convolutions below the head that share their weight with no other layer."
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     out = {id(p) for g in groups if g.head for p in g.params} | {p for p, n in uses.items() if n > 1}
     def fits(m):
-        return isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" or isinstance(m, nn.Conv2d) and m.groups == 1
-    return [n for n, m in model.named_modules() if n and fits(m) and not any(id(p) in out for p in m.parameters())]
+        if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D": return True
+        return isinstance(m, nn.Conv2d) and m.groups == 1 and targets != "all-linear"
+    able = [n for n, m in model.named_modules() if n and fits(m) and not any(id(p) in out for p in m.parameters())]
+    return able if targets in ("all", "all-linear") else _called(able, targets)
+
+def _called(able, targets):
+    "Those of the layers whose names, or ends of names, are given."
+    targets, found = [targets] if isinstance(targets, str) else list(targets), set()
+    for t in targets:
+        mine = {n for n in able if f".{n}".endswith(f".{t}")}
+        if not mine:
+            raise ModelError(unknown_name("layer for LoRA", t, dict.fromkeys(n.rpartition(".")[2] for n in able)))
+        found |= mine
+    return [n for n in able if n in found]
 
 # %% ../../nbs/api/training/04_adapters.ipynb #51d7dcad
 def add_lora(
@@ -41,11 +55,12 @@ def add_lora(
     r=8, # rank of the additions
     lora_alpha=16, # they are scaled by lora_alpha/r
     lora_dropout=0.0, # dropout before them
+    targets="all", # layers that get one, as for `lora_targets`
 ): # -> model
     "Put low-rank additions beside every layer of `lora_targets`; their output is zero until they are trained."
     peft = _peft()
     if has_lora(model): raise ModelError("this network has LoRA layers already: merge_lora(model) first")
-    targets = lora_targets(model, groups)
+    targets = lora_targets(model, groups, targets)
     if not targets:
         raise ModelError("this network has no linear layer or convolution below its head that could get a LoRA layer")
     config = peft.LoraConfig(r=int(r), lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets,
@@ -107,7 +122,8 @@ def save_adapter(
     save_tensors(folder/"adapter.safetensors",
                  {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_" in k or k in head})
     write_json(folder/"adapter.json",
-               dict(r=layer.r["default"], lora_alpha=layer.lora_alpha["default"], head=sorted(head)))
+               dict(r=layer.r["default"], lora_alpha=layer.lora_alpha["default"], head=sorted(head),
+                    targets=[n for n, _ in layers]))
     return folder
 
 # %% ../../nbs/api/training/04_adapters.ipynb #64fb33b5

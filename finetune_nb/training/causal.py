@@ -73,6 +73,8 @@ def next_token_loss(
     logits, targets = out.logits[:, :-1].flatten(0, 1), targets.as_subclass(torch.Tensor)[:, 1:].flatten()
     return F.cross_entropy(logits, targets, ignore_index=IGNORED)
 
+next_token_loss.counts = lambda targets: (targets[:, 1:] != IGNORED).sum()  # what a part of a batch weighs
+
 # %% ../../nbs/api/training/05_causal.ipynb #f5431011
 def causal_learner(
     model, # a causal language model of the transformers library

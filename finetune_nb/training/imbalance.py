@@ -108,7 +108,9 @@ def class_loss(
     name, args = named_args("loss", loss, LOSSES)
     out, n = CrossEntropyLossFlat(), np.asarray(counts, float)
     as_tensor = lambda a: torch.tensor(a, dtype=torch.float32)
-    if name in ("weighted", "class_balanced"): out.func = ClassLoss(weight=as_tensor(class_weights(n, loss)))
+    if name in ("weighted", "class_balanced"):
+        out.func = ClassLoss(weight=as_tensor(class_weights(n, loss)))
+        out.counts = lambda y: out.func.weight[y.as_subclass(torch.Tensor)].sum()  # what a part of a batch weighs
     if name == "logit_adjusted": out.func = ClassLoss(shift=as_tensor(args["tau"] * np.log(n / n.sum())))
     if name == "focal": out.func = ClassLoss(gamma=args["gamma"])
     return out
