@@ -14,7 +14,8 @@ from ..core.errors import TaskError, unknown_name
 
 # %% ../../nbs/api/data/03_registry.ipynb #ff3df1b8
 # module with a function of that name
-TASKS = {name: f"finetune_nb.data.builtin.{name}" for name in ("digits", "scripts", "textures", "docs", "pages", "angles")}
+TASKS = {name: f"finetune_nb.data.builtin.{name}"
+         for name in ("digits", "scripts", "textures", "docs", "pages", "angles")}
 
 def task_path(
     name, # one of `TASKS`, or a path to a folder of images, a csv or parquet file, a saved data set or a stored task
