@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import FileError, ModelError, unknown_name
 from ..core.files import load_tensors, read_json
+from .allowed import transformers_config
 from .architecture import cost, create_model, nearby_names
 from .hub import import_text
 from .load import BUNDLED, built_as, bundled, hub_repository, model_folder, other_kind, timm_config
@@ -23,6 +24,7 @@ if TYPE_CHECKING: from pandas import DataFrame
 def _folder_row(folder, name, source, here=True):
     "What a folder's config.json says of its model."
     c = read_json(folder/"config.json")
+    if not isinstance(c, dict): raise ModelError(f"{folder/'config.json'} holds no configuration of a model")
     if other_kind(c):
         vision = "image_size" in c or "num_channels" in c
         row = dict(kind="vision" if vision else "text", architecture=other_kind(c),
@@ -82,7 +84,7 @@ def _hub_rows():
             file = _cached_file(repo.repo_id, "config.json") if repo.repo_type == "model" else None
             try: c = read_json(file) if isinstance(file, str) else {}
             except FileError: continue
-            if not other_kind(c): continue  # timm's own are listed under timm
+            if not isinstance(c, dict) or not other_kind(c): continue  # timm's own are listed under timm
             row = _folder_row(Path(file).parent, repo.repo_id, "huggingface",
                               here=isinstance(_cached_file(repo.repo_id), str))
             rows[repo.repo_id] = row | ({"licence": _KNOWN[repo.repo_id][2]} if repo.repo_id in _KNOWN else {})
@@ -125,9 +127,9 @@ def _transformers_cost(name, config, vision):
     "The cost of a transformers model, from its configuration or from what is known of it."
     import torch
     import_text()
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
     kind, changes = _KNOWN.get(name, (None, {}))[:2] if config is None else (config["model_type"], config)
-    config = AutoConfig.for_model(kind, **{k: v for k, v in changes.items() if k != "model_type"})
+    config = transformers_config(changes | dict(model_type=kind), f"config.json of {name}")
     def inputs(model, device):
         if vision: return dict(pixel_values=torch.zeros(1, 3, *[getattr(config, "image_size", 224)]*2, device=device))
         x = dict(input_ids=torch.zeros(1, 128, dtype=torch.long, device=device))

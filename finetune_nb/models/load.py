@@ -12,6 +12,7 @@ from pathlib import Path
 import finetune_nb
 from ..core.errors import FileError, ModelError, unknown_name
 from ..core.files import load_tensors, read_json, sha256
+from .allowed import image_input, timm_arguments
 from .architecture import create_model, nearby_names
 
 # %% ../../nbs/api/models/02_load.ipynb #384c70e4
@@ -126,6 +127,7 @@ def _image_config(name, folder):
     if not (folder/"config.json").is_file():
         raise ModelError(f"{folder} has no config.json; a model folder holds config.json and model.safetensors")
     config = read_json(folder/"config.json")
+    if not isinstance(config, dict): raise ModelError(f"{folder/'config.json'} does not say architecture and input")
     if kind := other_kind(config):
         raise ModelError(f"'{name}' is a {kind} model; load_pretrained builds timm's image networks, "
                          "load_text_model those for texts")
@@ -148,26 +150,30 @@ def model_folder(name) -> Path:
 def timm_config(name, size) -> tuple: # (arguments of `create_model`, input)
     "Architecture and input of one of timm's models, for pictures of `size` or of its own size."
     import timm
-    if not timm.is_model(name):
-        if any(c in name for c in "/\\"): raise ModelError(f"no such model folder: {name}")
-        raise ModelError(unknown_name("model", name, [*bundled(), *nearby_names(name)]))
+    if not isinstance(name, str) or not timm.is_model(name):
+        if any(c in str(name) for c in "/\\"): raise ModelError(f"no such model folder: {name}")
+        raise ModelError(unknown_name("model", name, [*bundled(), *nearby_names(str(name))]))
     cfg = timm.get_pretrained_cfg(name)
     return (dict(architecture=name),
             dict(size=size or cfg.input_size[-1], channels=cfg.input_size[0], mean=list(cfg.mean), std=list(cfg.std)))
 
 # %% ../../nbs/api/models/02_load.ipynb #2821988e
 def built_as(folder, config):
-    "(arguments of `create_model`, input) from a config.json of the kit's or of timm's."
-    try: return dict(config["architecture"]), dict(config["input"])
-    except (KeyError, TypeError, ValueError): return _from_timm_config(folder, config)
+    "(arguments of `create_model`, input) from a config.json of the kit's or of timm's, both checked."
+    try: arch, input = dict(config["architecture"]), dict(config["input"])
+    except (KeyError, TypeError, ValueError): arch, input = _from_timm_config(folder, config)
+    return timm_arguments(arch, folder/"config.json"), image_input(input, folder/"config.json")
 
 def _from_timm_config(folder, config):
     "The layout in which timm saves to the Hugging Face hub: architecture by name, input under pretrained_cfg."
     try:
-        cfg = config.get("pretrained_cfg") or {}
-        arch, input = timm_config(config["architecture"], (cfg.get("input_size") or [0])[-1] or None)
-        return arch | (config.get("model_args") or {}), input | {k: list(cfg[k]) for k in ("mean", "std") if k in cfg}
-    except (KeyError, TypeError, AttributeError):
+        cfg, name = config.get("pretrained_cfg") or {}, config["architecture"]
+        if not isinstance(name, str): raise TypeError(name)
+        arch, input = timm_config(name, (cfg.get("input_size") or [0])[-1] or None)
+        more = dict(config.get("model_args") or {})
+        channels = more.get("in_chans", input["channels"])
+        return more | arch, input | {k: list(cfg[k]) for k in ("mean", "std") if k in cfg} | dict(channels=channels)
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise ModelError(f"{folder/'config.json'} does not say architecture and input") from None
 
 # %% ../../nbs/api/models/02_load.ipynb #2ef24334

@@ -8,6 +8,7 @@ __all__ = ['TextClassifier', 'AWDClassifier', 'TransformersClassifier', 'create_
 
 # %% ../../nbs/api/models/07_text.ipynb #89cb9fd3
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from torch import nn
 
 from ..core.errors import ModelError, unknown_name
 from ..core.files import content_hash, read_json
-from .hub import config_and_tokenizer, context_length, fetch, import_text, quiet
+from .allowed import awd_arguments, transformers_config
+from .hub import clean_copy, context_length, fetch, import_text, quiet
 from .load import fill, model_folder, read_weights
 from .language import PieceTokenizer
 
@@ -69,6 +71,7 @@ def create_text_model(
 ): # -> TextClassifier with random weights
     "Build a text classifier with random weights."
     if architecture == "awd_lstm":
+        awd_arguments(kwargs | dict(pad_id=pad_id, max_length=max_length, drop_mult=drop_mult), "the configuration")
         from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config
         from fastai.text.models.core import get_text_classifier
         config = awd_lstm_clas_config | {k: kwargs[k] for k in ("emb_sz", "n_hid", "n_layers")} | dict(pad_token=pad_id)
@@ -79,11 +82,11 @@ def create_text_model(
     if architecture != "transformers":
         raise ModelError(unknown_name("text architecture", architecture, ["awd_lstm", "transformers"]))
     transformers = import_text()
-    config = dict(kwargs["config"])
     with quiet():
-        config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+        config = transformers_config(kwargs["config"], "the configuration")
         config.num_labels = num_classes
-        return TransformersClassifier(transformers.AutoModelForSequenceClassification.from_config(config), pad_id)
+        return TransformersClassifier(fetch("the configuration", "architecture", offline="yes", get=partial(
+            transformers.AutoModelForSequenceClassification.from_config, config)), pad_id)
 
 # %% ../../nbs/api/models/07_text.ipynb #f47ae50e
 def load_text_model(
@@ -97,6 +100,8 @@ def load_text_model(
     "Build the text classifier `name` with a new head and its pre-trained weights."
     folder = model_folder(name)
     config = read_json(folder/"config.json") if (folder/"config.json").is_file() else None
+    if config is not None and not isinstance(config, dict):
+        raise ModelError(f"{folder/'config.json'} holds no configuration of a model")
     if config is None and folder.is_dir():
         raise ModelError(f"{folder} has no config.json; a model folder holds config.json, model.safetensors and the "
                          "tokeniser's files")
@@ -128,11 +133,11 @@ def _timm_name(name):
 def _load_awd(folder, config, num_classes, weights, pretrained, size):
     "The kit's AWD-LSTM in `folder`, as a classifier."
     try:
-        arch, tok = config["architecture"], PieceTokenizer(config["vocab"])
+        arch, tok = awd_arguments(config["architecture"], folder/"config.json"), PieceTokenizer(config["vocab"])
         length = size or config["input"]["max_length"]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise ModelError(f"{folder/'config.json'} does not say architecture, vocab and input") from None
-    arch = dict(arch, max_length=length)
+    arch = awd_arguments(dict(arch, max_length=length), folder/"config.json")
     model = create_text_model(**arch, num_classes=num_classes)
     input = dict(encode=tok, decode=tok.decode, pad_id=tok.pad_id, pad_side="right", max_length=length, key=tok.key)
     model.kit_config = dict(name=folder.name, modality="text", architecture=arch, num_classes=num_classes, input=input)
@@ -152,9 +157,7 @@ def load_tokenizer(
     if (folder/"vocab.json").is_file() and isinstance(v := read_json(folder/"vocab.json"), list):
         return PieceTokenizer(v)
     if not folder.is_dir(): raise ModelError(f"no such folder: {folder}")
-    source, how = str(folder), dict(local_files_only=True, trust_remote_code=False)
-    def get(): return import_text().AutoTokenizer.from_pretrained(source, **how)
-    with quiet(): return HubTokenizer(fetch(source, "tokeniser", offline="yes", get=get))
+    with quiet(), clean_copy(folder, "yes", configured=False) as files: return HubTokenizer(files.tokenizer())
 
 # %% ../../nbs/api/models/07_text.ipynb #bab2328a
 class HubTokenizer:
@@ -170,10 +173,10 @@ class HubTokenizer:
 # %% ../../nbs/api/models/07_text.ipynb #f6101f00
 def _load_transformers(source, name, num_classes, weights, pretrained, size, offline):
     "A model of transformers, from a folder or the hub, as a classifier."
-    with quiet():
-        config, tok = config_and_tokenizer(source, offline)
+    with quiet(), clean_copy(source, offline) as files:
+        config, tok = files.config, files.tokenizer()
         config.num_labels, config.pad_token_id = num_classes, tok.pad_token_id
-        model = _classifier(source, config, pretrained and not weights, offline)
+        model = _classifier(files, config, pretrained and not weights)
     if weights and pretrained: _fill_body(model, weights)
     _new_head(model)
     side = tok.padding_side if config.model_type == "xlnet" else "right"
@@ -187,19 +190,18 @@ def _load_transformers(source, name, num_classes, weights, pretrained, size, off
     return net
 
 # %% ../../nbs/api/models/07_text.ipynb #6c12bf79
-def _classifier(source, config, pretrained, offline):
-    "The network with the weights of `source`, all of them below the head, or with random ones."
+def _classifier(files, config, pretrained):
+    "The network with the weights of `files`, all of them below the head, or with random ones."
     auto = import_text().AutoModelForSequenceClassification
-    if not pretrained:
-        return fetch(source, "architecture", offline=offline,
-                     get=lambda: auto.from_config(config, dtype=torch.float32))
+    if not pretrained: return files.fetch("architecture", lambda: auto.from_config(config, dtype=torch.float32))
     how = dict(config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
-               dtype=torch.float32, local_files_only=offline == "yes", trust_remote_code=False)
-    model, info = fetch(source, "weights", offline=offline, get=lambda: auto.from_pretrained(source, **how))
+               dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+    source = files.weights()
+    model, info = files.fetch("weights", lambda: auto.from_pretrained(source, **how))
     wanting = [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]
     lost = [k for k in wanting if k.startswith(model.base_model_prefix + ".") and "pooler" not in k]
     if lost:
-        raise ModelError(f"'{source}' does not hold weights for this architecture: {len(lost)} missing or of "
+        raise ModelError(f"'{files.source}' does not hold weights for this architecture: {len(lost)} missing or of "
                          f"another shape, such as '{lost[0]}'")
     return model
 

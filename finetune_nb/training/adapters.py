@@ -119,6 +119,8 @@ def load_adapter(
     config = read_json(folder/"adapter.json")
     try: r, alpha = config["r"], config["lora_alpha"]
     except (KeyError, TypeError): raise FileError(f"{folder/'adapter.json'} does not say r and lora_alpha") from None
+    if type(r) is not int or not 1 <= r <= 4096 or type(alpha) not in (int, float) or not 0 < alpha < 1e6:
+        raise FileError(f"{folder/'adapter.json'}: r and lora_alpha are positive numbers")
     tensors, _ = load_tensors(folder/"adapter.safetensors")
     add_lora(model, groups, r=r, lora_alpha=alpha)
     mine = model.state_dict()
