@@ -40,10 +40,12 @@ def versions(
 def model_id(
     model:str, # name or folder
 ) -> str:
-    "The model's name; for a folder and for bundled ones its weights' hash too."
-    from finetune_nb.models.load import BUNDLED
-    for folder in (BUNDLED/model, Path(model).expanduser()):
-        if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
+    "The model's name; for a folder, for bundled ones and for those of the catalogue its weights' hash too."
+    from finetune_nb.models.load import model_folder
+    from finetune_nb.models.origins import made_ready
+    made_ready(model)
+    folder = model_folder(model)
+    if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
     return model
 
 # %% ../../nbs/api/experiments/01_run_store.ipynb #ef937b55

@@ -15,6 +15,7 @@ from ..core.files import load_tensors, read_json
 from .allowed import transformers_config
 from .architecture import cost, create_model, nearby_names
 from .hub import import_text
+from .origins import entries, entry_folder, is_here
 from .load import BUNDLED, built_as, bundled, hub_repository, model_folder, other_kind, timm_config
 
 # %% ../../nbs/api/models/03_catalogue.ipynb #9d2d6d69
@@ -36,6 +37,13 @@ def _folder_row(folder, name, source, here=True):
                 here=here) | row
 
 def _pixels(size, channels): return f"{size} px, {channels} channel{'s' * (channels != 1)}"
+
+def _entry_row(e):
+    "What the catalogue says of a model in a package of the index."
+    size = e.says.get("input", {}).get("size")
+    kind = {"image": "vision"}.get(e.kind, e.kind)
+    return dict(name=e.name, source="package index", kind=kind, architecture=e.converter, parameters=e.parameters,
+                input=_pixels(size, 3) if size else e.kind, licence=e.licence.split(" (")[0], here=is_here(e.name))
 
 def _timm_row(name):
     import timm
@@ -96,8 +104,10 @@ def _known(name):
     import timm
     folder = model_folder(name)
     if (folder/"config.json").is_file():
-        source = "bundled" if name in bundled() else "folder"
-        return _folder_row(folder, folder.name, source), read_json(folder/"config.json")
+        source = "bundled" if name in bundled() else "package index" if entry_folder(name) else "folder"
+        row = _entry_row(entries()[name]) if source == "package index" else _folder_row(folder, folder.name, source)
+        return row, read_json(folder/"config.json")
+    if entry_folder(name): return _entry_row(entries()[name]), None
     rows = {r["name"]: r for r in _hub_rows()}
     if name in rows:
         file = _cached_file(name, "config.json")
@@ -112,6 +122,8 @@ def measure_model(
     "Parameters and multiply-adds at the model's own picture size or for 128 tokens; timm's include the classifier."
     import torch
     row, config = _known(name)
+    if row["kind"] == "audio" or row["source"] == "package index" and config is None:
+        return dict(parameters=row["parameters"], macs=None)
     if row["source"] == "huggingface" or (config or {}).get("model_type"):
         return _transformers_cost(name, config, row["kind"] == "vision")
     if config and other_kind(config):
@@ -146,27 +158,28 @@ def describe_model(
     import pandas as pd
     row, config = _known(name)
     out = row | measure_model(name)
-    if row["source"] in ("bundled", "folder"):
+    if config is not None and row["source"] in ("bundled", "folder", "package index"):
         card = model_folder(name)/"README.md"
         out |= dict(classes=config.get("num_classes"), results=config.get("results"), training=config.get("training"),
                     sha256=config.get("sha256"), card=str(card) if card.is_file() else None)
     return pd.Series(out, name=out.pop("name"))
 
 # %% ../../nbs/api/models/03_catalogue.ipynb #10f903d2
-SOURCES = ("bundled", "timm", "huggingface")
+SOURCES = ("bundled", "package index", "timm", "huggingface")
 _MEASURE_AT_MOST = 60
 
 def list_models(
     pattern=None, # such as "mobilenet*" or "*bert*"; None for the bundled ones, or for all of `source`
-    source=None, # "bundled", "timm" or "huggingface"; None for all three
+    source=None, # "bundled", "package index", "timm" or "huggingface"; None for all four
     *,
     measure=False, # count parameters and multiply-adds? about half a second per model
 ) -> "DataFrame": # one row per model
-    "Pre-trained models by name, without asking the network: bundled, timm's, and well-known or cached ones of the hub."
+    "Pre-trained models by name, without asking the network; of the hub's the well-known and the cached ones."
     import pandas as pd
     if source not in (None, *SOURCES): raise ModelError(unknown_name("source", source, SOURCES))
     rows = []
     if source in (None, "bundled"): rows += [_folder_row(BUNDLED/n, n, "bundled") for n in bundled()]
+    if source == "package index" or (source is None and pattern): rows += [_entry_row(e) for e in entries().values()]
     if source == "huggingface" or (source is None and pattern): rows += _hub_rows()
     if pattern: rows = [r for r in rows if fnmatch(r["name"].lower(), pattern.lower())]
     if source == "timm" or (source is None and pattern):

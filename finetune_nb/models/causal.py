@@ -12,6 +12,7 @@ from ..core.errors import ModelError
 from ..core.files import sha256
 from .hub import clean_copy, import_text, quiet
 from .load import model_folder
+from .origins import made_ready
 
 # %% ../../nbs/api/models/08_causal.ipynb #5a8a93a9
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -21,7 +22,9 @@ def load_causal(
     offline="auto", # "yes" never asks the network
 ): # -> (causal language model in single precision, tokeniser)
     "A language model that writes, and its tokeniser; weights come from safetensors, never from pickle."
-    transformers, folder = import_text(), model_folder(name)
+    transformers = import_text()
+    made_ready(name, offline)
+    folder = model_folder(name)
     if folder.is_dir(): _look(folder)
     elif str(name).startswith((".", "/", "~")) or "\\" in str(name): raise ModelError(f"no such model folder: {name}")
     source = str(folder) if folder.is_dir() else str(name)

@@ -109,6 +109,15 @@ class ModelFiles:
         if self.local: return p if (p := Path(self.source)/file).is_file() else None
         return hub_file(self.source, file, self.offline)
 
+    def pooling(self) -> str|None: # "mean" for a sentence encoder that averages; None for every other model
+        "How sentence-transformers, or the kit's own entry, makes one vector of a text."
+        if "pooling" in self.given: return "mean" if self.given["pooling"] == "mean" else None
+        try: file = self.find("1_Pooling/config.json")
+        except Exception: return None  # cannot be asked for; what the model needs has been found by now
+        said = read_json(file) if file else {}
+        if not isinstance(said, dict): return None
+        return "mean" if said.get("pooling_mode") == "mean" or said.get("pooling_mode_mean_tokens") is True else None
+
     def _configuration(self):
         file = self.find("config.json")
         if file is None: raise ModelError(f"{self.source} has no config.json")
@@ -133,11 +142,17 @@ def link(
     return True
 
 @patch
+def tokenizer_files(self:ModelFiles) -> list: # of names
+    "Put the files of the tokeniser into the folder, those that the model has."
+    return [file for file in (*_TOKENIZER_FILES, *_SETTINGS_FILES)
+            if self.fetch("tokeniser", partial(self.link, file))]
+
+@patch
 def tokenizer(self:ModelFiles):
     "The tokeniser, with a filler."
-    for file in _TOKENIZER_FILES: self.fetch("tokeniser", partial(self.link, file))
-    for file, settings in _SETTINGS_FILES.items():
-        if not self.fetch("tokeniser", partial(self.link, file)): continue
+    for file in self.tokenizer_files():
+        settings = _SETTINGS_FILES.get(file)
+        if settings is None: continue
         kept = self.fetch("tokeniser", partial(_read, settings, self.folder/file))
         (self.folder/file).unlink()  # else the link's target would be written
         write_json(self.folder/file, kept)

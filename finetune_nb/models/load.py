@@ -14,6 +14,8 @@ from ..core.errors import FileError, ModelError, unknown_name
 from ..core.files import load_tensors, read_json, sha256
 from .allowed import image_input, timm_arguments
 from .architecture import create_model, nearby_names
+from .hub import hub_file
+from .origins import entries, entry_folder, made_ready
 
 # %% ../../nbs/api/models/02_load.ipynb #384c70e4
 BUNDLED = Path(finetune_nb.__file__).parent/"models"/"checkpoints"
@@ -96,7 +98,7 @@ def classifier_names(model):
 
 # %% ../../nbs/api/models/02_load.ipynb #e89490dc
 def load_pretrained(
-    name, # a bundled name, a timm name, or a folder with config.json and model.safetensors
+    name, # a bundled name, one of `entries()`, a timm name, or a folder with config.json and model.safetensors
     num_classes, # outputs of the new classifier; None keeps the one of the pre-training
     weights=None, # safetensors file to use instead of the bundled or hub weights
     pretrained=True, # False for random weights in the same architecture
@@ -104,6 +106,7 @@ def load_pretrained(
     offline="auto", # "yes" never asks the network
 ): # -> torch.nn.Module with .kit_config
     "Build the network `name` with a new classifier (or its own) and its pre-trained weights."
+    made_ready(name, offline)
     folder, digest, own = model_folder(name), None, num_classes is None
     if folder.is_dir():
         config = _image_config(name, folder)
@@ -144,15 +147,16 @@ def _own_outputs(name, config):
 
 # %% ../../nbs/api/models/02_load.ipynb #b4f36b10
 def model_folder(name) -> Path:
-    "Where the model `name` lies, if it is a bundled one or a folder."
-    return BUNDLED/name if name in bundled() else Path(name).expanduser()
+    "Where the model `name` lies, if it is a bundled one, a folder, or one of the catalogue that is in the cache."
+    if name in bundled(): return BUNDLED/name
+    return entry_folder(name) or Path(name).expanduser()
 
 def timm_config(name, size) -> tuple: # (arguments of `create_model`, input)
     "Architecture and input of one of timm's models, for pictures of `size` or of its own size."
     import timm
     if not isinstance(name, str) or not timm.is_model(name):
         if any(c in str(name) for c in "/\\"): raise ModelError(f"no such model folder: {name}")
-        raise ModelError(unknown_name("model", name, [*bundled(), *nearby_names(str(name))]))
+        raise ModelError(unknown_name("model", name, [*bundled(), *entries(), *nearby_names(str(name))]))
     cfg = timm.get_pretrained_cfg(name)
     return (dict(architecture=name),
             dict(size=size or cfg.input_size[-1], channels=cfg.input_size[0], mean=list(cfg.mean), std=list(cfg.std)))
@@ -192,10 +196,13 @@ def hub_repository(cfg) -> str|None:
 def _from_hub(name, offline):
     "Path of model.safetensors of a timm model, from the local hub cache or the hub."
     import timm
-    from huggingface_hub import hf_hub_download
     repo = hub_repository(timm.get_pretrained_cfg(name))
     if not repo: raise ModelError(f"timm has no weights on the hub for '{name}'. Give a file (--weights)")
-    try: return hf_hub_download(repo, "model.safetensors", local_files_only=offline == "yes")
+    try:
+        if (found := hub_file(repo, "model.safetensors", offline)) is not None: return found
+        raise ModelError(f"the hub has no safetensors file of '{name}', and other files are pickles. Give a file "
+                         "(--weights)")
+    except ModelError: raise
     except Exception as e:  # the hub client raises its own, requests', httpx' and the system's errors alike
         why = "offline = yes and not in the local cache" if offline == "yes" else f"{type(e).__name__}"
         raise ModelError(f"cannot get the weights of '{name}' from the hub ({why}). Give a local safetensors file "

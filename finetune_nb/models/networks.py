@@ -57,7 +57,10 @@ def network_for(
 ): # torch.nn.Module with .kit_config
     "A network with as many outputs as the task's target needs."
     kind, model = task.modality, model or task.modality.default_models[0]
-    if (other := modality_of(model)) not in (None, kind.name):
+    other = modality_of(model)
+    if other not in (None, *NETWORKS):
+        raise ModelError(f"model '{model}' is for {other}, and the kit has no tasks of that kind yet")
+    if other not in (None, kind.name):
         raise ModelError(f"model '{model}' is for {modality(other).plural}, but task '{task.name}' is made of "
                          f"{kind.plural}; choose another model, "
                          f"such as {kind.default_models[0]}")

@@ -186,7 +186,7 @@ class TextEncoder:
         size=32, # texts at once
     ):
         import torch
-        self.source, self.offline, self.size = _source(name), offline, size
+        self.source, self.offline, self.size = _source(name, offline), offline, size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         kinds, modes = self._parts()
         if set(kinds) - {"Transformer", "Pooling", "Normalize"} or modes not in ([], ["mean"], ["cls"]):
@@ -196,9 +196,12 @@ class TextEncoder:
         self.first = modes == ["cls"]
         self._load_model()
 
-def _source(name):
+def _source(name, offline):
     "The path or hub name, if it can be one of an encoder."
-    path = Path(name).expanduser()
+    from finetune_nb.models.load import model_folder
+    from finetune_nb.models.origins import made_ready
+    made_ready(name, offline)
+    path = model_folder(name)
     if not path.is_dir() and str(name).startswith((".", "/", "~")): raise ModelError(f"no such model folder: {name}")
     if path.is_dir() and not (path/"config.json").is_file():
         raise ModelError(f"{path} has no config.json; a folder of an encoder holds config.json, model.safetensors "
