@@ -2944,6 +2944,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'finetune_nb/models/plain.py'),
                                           'finetune_nb.models.plain.vision_model': ( 'api/models/plain.html#vision_model',
                                                                                      'finetune_nb/models/plain.py')},
+            'finetune_nb.models.speech': { 'finetune_nb.models.speech.load_speech_encoder': ( 'api/models/speech.html#load_speech_encoder',
+                                                                                              'finetune_nb/models/speech.py')},
             'finetune_nb.models.text': { 'finetune_nb.models.text.AWDClassifier': ( 'api/models/text.html#awdclassifier',
                                                                                     'finetune_nb/models/text.py'),
                                          'finetune_nb.models.text.AWDClassifier.__init__': ( 'api/models/text.html#awdclassifier.__init__',

@@ -175,7 +175,7 @@ def card(
 
 - **Licence**: {e.licence}. Whoever passes the weights on has to keep to it.
 - **Parameters**: {e.parameters:,}
-- **Made from**: {e.unaltered or "not known"}; these weights are another set, which is why they have a name of their own.
+- **Made from**: {e.unaltered or "not known"}; these weights are another set, hence a name of their own.
 - **Converted** by the kit (`{e.converter}`) from the files below, read as data. Hash of the tensors: `{e.tensors}`.
 
 | part | package | file | SHA-256 |

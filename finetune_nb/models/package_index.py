@@ -75,7 +75,8 @@ def _checked(path, wanted, what):
 # %% ../../nbs/api/models/11_package_index.ipynb #68f54e4d
 _REASONS = (
     (r"No module named pip", "this Python has no pip: python -m ensurepip"),
-    (r"40[13] Client Error|error 40[13]|Unauthorized|Forbidden|User for ", "the index wants a name and a password (pip config, or a .netrc)"),
+    (r"40[13] Client Error|error 40[13]|Unauthorized|Forbidden|User for ",
+     "the index wants a name and a password (pip config, or a .netrc)"),
     (r"429 Client Error|error 429|Too Many Requests", "the index is being asked too often; try again later"),
     (r"50\d Server Error|error 50\d|50\d error responses", "the index has a fault of its own; try again later"),
     (r"No space left", "there is no space left on the disk"),
