@@ -2778,6 +2778,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'finetune_nb/models/hub.py'),
                                         'finetune_nb.models.hub._no_kernels': ( 'api/models/hub.html#_no_kernels',
                                                                                 'finetune_nb/models/hub.py'),
+                                        'finetune_nb.models.hub._no_tokenizer': ( 'api/models/hub.html#_no_tokenizer',
+                                                                                  'finetune_nb/models/hub.py'),
                                         'finetune_nb.models.hub._read': ('api/models/hub.html#_read', 'finetune_nb/models/hub.py'),
                                         'finetune_nb.models.hub._why': ('api/models/hub.html#_why', 'finetune_nb/models/hub.py'),
                                         'finetune_nb.models.hub.clean_copy': ( 'api/models/hub.html#clean_copy',

@@ -238,3 +238,21 @@ def test_the_speech_encoder_has_no_task_yet():
     net, features = load_speech_encoder(WHISPER, offline="yes")
     tone = np.sin(np.arange(16000)/5).astype(np.float32)
     with torch.no_grad(): assert net(features([tone])).last_hidden_state.shape == (1, 400, 384)
+
+
+@pytest.mark.parametrize("kind,targets,layers", [
+    ("lite0", "all", 33), ("minilm", ["query", "value"], 12), ("minilm", "linear", 36),
+    ("smollm2", ["q_proj", "v_proj"], 60), ("smollm2", "linear", 210)])
+def test_lora_by_name_rank_and_alpha(kind, targets, layers):
+    from finetune_nb.training.adapters import add_lora, fill_at_random, has_lora, merge_lora
+    net, draw = NETS[kind]()
+    net.eval(); x = draw(2)
+    with torch.no_grad(): before = net(x)
+    add_lora(net, layer_groups(net), r=4, lora_alpha=8, targets=targets)
+    additions = [n for n, _ in net.named_parameters() if "lora_A" in n]
+    assert len(additions) == layers and all(net.get_parameter(n).shape[0] == 4 for n in additions)
+    with torch.no_grad():
+        assert torch.allclose(net(x), before, atol=1e-5), "an untrained addition adds nothing"
+        moved = fill_at_random(net)(x)
+        assert not torch.allclose(moved, before, atol=1e-3)
+        assert torch.allclose(merge_lora(net)(x), moved, rtol=1e-3, atol=1e-3) and not has_lora(net)

@@ -111,8 +111,10 @@ def _needs_code(where):
 def _passes(key, value, plain, where):
     "Does a key reach the configuration class? One that would change the network and is not listed is an error."
     if key in allowed("transformers"):
-        if is_plain_value(value, key): return True
-        raise _bad_value(key, value, where)
+        if not is_plain_value(value, key): raise _bad_value(key, value, where)
+        if isinstance(value, str) and isinstance(getattr(plain, key, None), (int, float)):
+            raise ModelError(f"{where}: transformers does not accept it ('{key}' is a number, not '{value}')")
+        return True
     # what files of every model hold, and what only belongs to the one who wrote it
     if key == "model_type" or key in allowed("unused") or key not in _declared(type(plain)): return False
     if value is None or getattr(plain, key, None) == value: return False

@@ -150,7 +150,10 @@ def tokenizer_files(self:ModelFiles) -> list: # of names
 @patch
 def tokenizer(self:ModelFiles):
     "The tokeniser, with a filler."
-    for file in self.tokenizer_files():
+    found = self.tokenizer_files()
+    if not set(found) - {"added_tokens.json", "chat_template.jinja", "special_tokens_map.json", "generation_config.json"}:
+        raise _no_tokenizer(self.source)
+    for file in found:
         settings = _SETTINGS_FILES.get(file)
         if settings is None: continue
         kept = self.fetch("tokeniser", partial(_read, settings, self.folder/file))
@@ -171,8 +174,7 @@ def _tokenizer(self:ModelFiles):
 def _check_tokenizer(tok, config, source):
     "Refuse a tokeniser that does not belong to the model; give it a filler if it has none."
     # Without its files transformers makes up an empty tokeniser instead of complaining.
-    if set(tok.get_vocab()) <= set(tok.all_special_tokens):
-        raise ModelError(f"'{source}' has no tokeniser files; save them beside the model (tokenizer.save_pretrained)")
+    if set(tok.get_vocab()) <= set(tok.all_special_tokens): raise _no_tokenizer(source)
     if len(tok) > (config.vocab_size or 0):
         raise ModelError(f"the tokeniser of '{source}' knows {len(tok)} tokens, its model {config.vocab_size}; they do "
                          "not belong together")
@@ -180,6 +182,9 @@ def _check_tokenizer(tok, config, source):
     if tok.pad_token_id is None:
         raise ModelError(f"the tokeniser of '{source}' has neither a filler nor an end-of-text token; set its "
                          "pad_token")
+
+def _no_tokenizer(source):
+    return ModelError(f"'{source}' has no tokeniser files; save them beside the model (tokenizer.save_pretrained)")
 
 @patch
 def weights(

@@ -58,7 +58,7 @@ class Recipe:
     wise_ft:float = None  # share of the fine-tuned weights in the average with the pre-trained ones, at the end
     mixup:float = None  # alpha of the Beta distribution that mixes pairs of images
     early_stop:dict = None  # checks, patience: stop when the validation loss stops falling, keep the best weights
-    lora:dict = None  # r, lora_alpha, lora_dropout, merge
+    lora:dict = None  # r, lora_alpha, lora_dropout, merge, targets
     best_of:tuple = ()  # names of recipes: each gets an equal part of the steps, the best on validation stays
     search:tuple = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # peak rates to choose from, on validation
     lr:float = None  # peak rate of the head; None until it is chosen
@@ -149,7 +149,7 @@ GRANULARITIES = (None, "stage", "block", "layer")
 _WORDS = dict(start=START, norm=NORM_POLICIES, dropout=DROPOUT_POLICIES, part=PARTS, restart=RESTARTS,
               schedule=SCHEDULES, granularity=GRANULARITIES)
 _EXTRAS = {"l2_sp": {"alpha": 0.01, "beta": 0.01}, "early_stop": {"checks": 10, "patience": 3},
-           "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "merge": True}}
+           "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "merge": True, "targets": "all"}}
 
 def _bad(r, why): raise RecipeError(f"recipe '{r.name}': {why}")
 
@@ -212,7 +212,10 @@ def _check_extra(r, put, k):
         if f not in defaults: _bad(r, f"{k}: {unknown_name('field', f, defaults)}")
     put(k, defaults | v)
     for f, x in getattr(r, k).items():
-        if f != "merge": _number(r, f"{k}: {f}", x, open_=f in ("r", "checks", "patience", "lora_alpha"))
+        if f == "targets":
+            if not (isinstance(x, str) or isinstance(x, (list, tuple)) and x and all(isinstance(n, str) for n in x)):
+                _bad(r, f"lora: targets must be all, linear, or names of layers, not {x!r}")
+        elif f != "merge": _number(r, f"{k}: {f}", x, open_=f in ("r", "checks", "patience", "lora_alpha"))
 
 _DEFAULTS = Recipe("x").to_dict()
 _PHASE = plain(asdict(Phase()))

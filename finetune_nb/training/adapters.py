@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch.nn as nn
 
-from ..core.errors import FileError, ModelError
+from ..core.errors import FileError, ModelError, unknown_name
 from ..core.files import load_tensors, read_json, save_tensors, writable_folder, write_json
 
 # %% ../../nbs/api/training/04_adapters.ipynb #356f99f0
@@ -24,12 +24,21 @@ def _peft():
 def lora_targets(
     model, # any network
     groups, # its layer groups; the last is the head
+    targets="all", # "all", "linear" for linear layers alone, or names of layers or their ends, such as ["query", "value"]
 ) -> list: # names of the layers that get an adapter
-    "Linear layers and ungrouped convolutions below the head."
+    "Linear layers and ungrouped convolutions below the head, all of them or those that are named."
     head = {id(p) for p in groups[-1].params}
-    def fits(m):
-        return isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D" or isinstance(m, nn.Conv2d) and m.groups == 1
-    return [n for n, m in model.named_modules() if n and fits(m) and not any(id(p) in head for p in m.parameters())]
+    def linear(m): return isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"
+    def fits(m): return linear(m) or targets != "linear" and isinstance(m, nn.Conv2d) and m.groups == 1
+    found = [n for n, m in model.named_modules() if n and fits(m) and not any(id(p) in head for p in m.parameters())]
+    if targets in ("all", "linear"): return found
+    named = [targets] if isinstance(targets, str) else list(targets)
+    def of(t): return [n for n in found if n == t or n.endswith(f".{t}")]
+    for t in named:
+        if not of(t):
+            ends = sorted({n.rsplit(".", 1)[-1] for n in found if not n.rsplit(".", 1)[-1].isdigit()})
+            raise ModelError(unknown_name("layer for LoRA", t, [*ends, "all", "linear"]))
+    return [n for n in found if any(n in of(t) for t in named)]
 
 # %% ../../nbs/api/training/04_adapters.ipynb #51d7dcad
 def add_lora(
@@ -39,11 +48,12 @@ def add_lora(
     r=8, # rank of the additions
     lora_alpha=16, # they are scaled by lora_alpha/r
     lora_dropout=0.0, # dropout before them
+    targets="all", # which layers, of `lora_targets`
 ): # -> model
     "Put low-rank additions beside every layer of `lora_targets`; their output is zero until they are trained."
     peft = _peft()
     if has_lora(model): raise ModelError("this network has LoRA layers already: merge_lora(model) first")
-    targets = lora_targets(model, groups)
+    targets = lora_targets(model, groups, targets)
     if not targets:
         raise ModelError("this network has no linear layer or convolution below its head that could get a LoRA layer")
     config = peft.LoraConfig(r=int(r), lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets,
@@ -105,7 +115,8 @@ def save_adapter(
     save_tensors(folder/"adapter.safetensors",
                  {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_" in k or k in head})
     write_json(folder/"adapter.json",
-               dict(r=layer.r["default"], lora_alpha=layer.lora_alpha["default"], head=sorted(head)))
+               dict(r=layer.r["default"], lora_alpha=layer.lora_alpha["default"], head=sorted(head),
+                    targets=[n for n, _ in layers]))
     return folder
 
 # %% ../../nbs/api/training/04_adapters.ipynb #64fb33b5
@@ -121,8 +132,12 @@ def load_adapter(
     except (KeyError, TypeError): raise FileError(f"{folder/'adapter.json'} does not say r and lora_alpha") from None
     if type(r) is not int or not 1 <= r <= 4096 or type(alpha) not in (int, float) or not 0 < alpha < 1e6:
         raise FileError(f"{folder/'adapter.json'}: r and lora_alpha are positive numbers")
+    named = config.get("targets", "all")
+    if named != "all" and not (isinstance(named, list) and named and all(isinstance(n, str) for n in named)):
+        raise FileError(f"{folder/'adapter.json'}: targets are names of layers")
     tensors, _ = load_tensors(folder/"adapter.safetensors")
-    add_lora(model, groups, r=r, lora_alpha=alpha)
+    try: add_lora(model, groups, r=r, lora_alpha=alpha, targets=named)
+    except ModelError as e: raise ModelError(f"the adapter in {folder} belongs to another network: {e}"[:400]) from None
     mine = model.state_dict()
     wrong = ([k for k, v in tensors.items() if k not in mine or mine[k].shape != v.shape]
              + [k for k in mine if "lora_" in k and k not in tensors])
