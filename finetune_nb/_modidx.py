@@ -1701,6 +1701,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'finetune_nb/experiments/run_store.py'),
                                                    'finetune_nb.experiments.run_store._finish': ( 'api/experiments/run_store.html#_finish',
                                                                                                   'finetune_nb/experiments/run_store.py'),
+                                                   'finetune_nb.experiments.run_store._hub_weights': ( 'api/experiments/run_store.html#_hub_weights',
+                                                                                                       'finetune_nb/experiments/run_store.py'),
                                                    'finetune_nb.experiments.run_store._killed': ( 'api/experiments/run_store.html#_killed',
                                                                                                   'finetune_nb/experiments/run_store.py'),
                                                    'finetune_nb.experiments.run_store._locked': ( 'api/experiments/run_store.html#_locked',

@@ -150,9 +150,8 @@ def tokenizer_files(self:ModelFiles) -> list: # of names
 @patch
 def tokenizer(self:ModelFiles):
     "The tokeniser, with a filler."
-    found = self.tokenizer_files()
-    if not set(found) - {"added_tokens.json", "chat_template.jinja", "special_tokens_map.json", "generation_config.json"}:
-        raise _no_tokenizer(self.source)
+    found, beside = self.tokenizer_files(), {"added_tokens.json", "chat_template.jinja", "special_tokens_map.json"}
+    if not set(found) - beside - {"generation_config.json"}: raise _no_tokenizer(self.source)
     for file in found:
         settings = _SETTINGS_FILES.get(file)
         if settings is None: continue

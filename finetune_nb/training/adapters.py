@@ -24,7 +24,7 @@ def _peft():
 def lora_targets(
     model, # any network
     groups, # its layer groups; the last is the head
-    targets="all", # "all", "linear" for linear layers alone, or names of layers or their ends, such as ["query", "value"]
+    targets="all", # "all", "linear" for linear layers alone, or ends of names of layers, such as ["query", "value"]
 ) -> list: # names of the layers that get an adapter
     "Linear layers and ungrouped convolutions below the head, all of them or those that are named."
     head = {id(p) for p in groups[-1].params}
