@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SMOKE := FINETUNE_NB_PROFILE=smoke FINETUNE_NB_WORKERS=1
 
-.PHONY: help compare claims test durations oldest test-slow test-browser lab docs check pretrained readme outputs run-times clean
+.PHONY: help compare claims test durations oldest test-slow test-browser real lab docs check pretrained readme outputs run-times clean
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -37,6 +37,10 @@ test-slow: $(READY)  ## tutorials and labs in the fast profile, slow cells and t
 test-browser: $(READY)  ## JupyterLab and the site in a real browser, which is installed if none is there
 	@$(BIN)/python scripts/browser.py
 	$(SMOKE) $(BIN)/python -m pytest -q --flags browser -m browser tests/test_browser.py tests/test_docs.py
+
+real: $(READY)  ## fetch the real networks (190 MB), and run the tests that need them
+	@$(BIN)/finetune-nb models get --all
+	$(SMOKE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s --flags real -m real tests/test_real.py
 
 lab: $(READY)  ## open JupyterLab on the path through the tutorials
 	$(BIN)/jupyter lab nbs/tutorials/00_start_here.ipynb

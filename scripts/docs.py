@@ -20,7 +20,8 @@ from docs_notebook import Page, lead, module_of, notebook_page, public_names, re
 NBS, DOCS = ROOT/"nbs", ROOT/"docs"
 SECTIONS = {"tutorials": "Tutorials", "labs": "Labs", "howto": "How to", "api": "Library"}
 # the order in the menu; others follow
-HOWTO = ("photos", "texts", "documents", "hub_offline", "recipe", "study", "class", "offline_room", "cite")
+HOWTO = ("photos", "texts", "documents", "real_networks", "hub_offline", "recipe", "study", "class", "offline_room",
+         "cite")
 FLOORS = {"core": "Core", "sandbox": "Sandbox", "models": "Models", "worlds": "Made-up worlds", "data": "Data",
           "layers": "Layers", "training": "Training", "recipes": "Recipes", "retrieval": "Retrieval",
           "experiments": "Experiments", "continual": "One task after another", "explain": "Understanding",

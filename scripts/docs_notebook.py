@@ -213,7 +213,7 @@ def notebook_page(path, cells, text, page, api=False):
                 f'<details class="source" data-search-exclude><summary>{title_}</summary>{code_html(code)}</details>')
         elif code and not (told.get("echo") == "false" or "hide_input" in told):
             if m := mark(cell): out.add(m)
-            flags = [f for f in ("slow", "gpu", "network", "browser") if f in told]
+            flags = [f for f in ("slow", "gpu", "network", "browser", "real") if f in told]
             shown = code_html(code, extra=" cell")
             if told.get("code_fold") == "true":
                 shown = f'<details class="source"><summary>Code</summary>{shown}</details>'

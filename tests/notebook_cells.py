@@ -11,7 +11,8 @@ import pytest
 from tests.notebook_worker import fork_server, forked_cpu, kill_group, serve
 
 SHARED = "NOTEBOOK_TESTS_SHARED"  # names a folder of this test run; workers inherit it
-FLAGS = {"slow": "takes minutes", "gpu": "needs a GPU", "network": "needs the internet", "browser": "needs a browser"}
+FLAGS = {"slow": "takes minutes", "gpu": "needs a GPU", "network": "needs the internet", "browser": "needs a browser",
+         "real": "needs real networks in the cache (make real)"}
 ASSERTING = re.compile(r"^(test_\w+|expect_fail|assert_\w+)$")
 
 

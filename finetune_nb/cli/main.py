@@ -12,6 +12,7 @@ from importlib import import_module
 from .command import (ENGINE, PROFILE, amount, arg, command, command_parser, count, label_budget,
                                      out_folder, share)
 from .grading import CLASS_COMMANDS, GROUPS
+from .models import MODEL_COMMANDS, MODEL_GROUPS
 from ..core.errors import FinetuneError, SettingsError
 from ..core.interrupt import heed_interrupts
 from ..core.settings import settings
@@ -35,7 +36,7 @@ def _rows(what, a):
 @command("list",
          arg("what", choices=["tasks", "models", "recipes", "claims", "labs"]),
          arg("--pattern", help="models: names to look for everywhere, such as 'mobilenet*'; default: the bundled ones"),
-         arg("--source", help="models: bundled, timm or huggingface"),
+         arg("--source", help="models: bundled, 'package index', timm or huggingface"),
          arg("--measure", action="store_true", help="models: count parameters and multiply-adds, half a second each"))
 def _list(a):
     "List what there is."
@@ -203,7 +204,7 @@ def _audit(a):
     print(found.findings().to_string(), "", *audit_conclusions(found), "", *_files(paths), sep="\n")
 
 # %% ../../nbs/api/cli/02_main.ipynb #8adf7e74
-COMMANDS = (_list, _compare, _showdown, _study, _claims, _audit, *CLASS_COMMANDS)
+COMMANDS = (_list, _compare, _showdown, _study, _claims, _audit, *MODEL_COMMANDS, *CLASS_COMMANDS)
 
 def main(
     argv=None, # list of arguments; None for the command line's
@@ -211,7 +212,7 @@ def main(
     "The `finetune-nb` command."
     try:
         with heed_interrupts():
-            args = command_parser(COMMANDS, GROUPS).parse_args(argv)
+            args = command_parser(COMMANDS, GROUPS | MODEL_GROUPS).parse_args(argv)
             result = args.do(args)
             if result is not None: print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
         return 0

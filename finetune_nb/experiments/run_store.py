@@ -40,11 +40,23 @@ def versions(
 def model_id(
     model:str, # name or folder
 ) -> str:
-    "The model's name; for a folder and for bundled ones its weights' hash too."
-    from finetune_nb.models.load import BUNDLED
-    for folder in (BUNDLED/model, Path(model).expanduser()):
-        if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
-    return model
+    "The model's name; and its weights' hash, once they are on this machine."
+    from finetune_nb.models.load import model_folder
+    from finetune_nb.models.origins import made_ready
+    made_ready(model)
+    folder = model_folder(model)
+    if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
+    weights = None if folder.is_dir() else _hub_weights(model)
+    return model if weights is None else f"{model}@{sha256(weights)[:16]}"
+
+def _hub_weights(model):
+    "The weights of a hub or timm model in the hub's cache; None if they are not there."
+    import timm
+    from finetune_nb.models.hub import hub_file
+    from finetune_nb.models.load import hub_repository
+    name = hub_repository(timm.get_pretrained_cfg(model)) if timm.is_model(model) else model
+    try: return name and hub_file(name, "model.safetensors", "yes")
+    except Exception: return None  # not in the cache, or no name that the hub could have
 
 # %% ../../nbs/api/experiments/01_run_store.ipynb #ef937b55
 @dataclass(frozen=True)

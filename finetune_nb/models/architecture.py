@@ -9,6 +9,7 @@ __all__ = ['create_model', 'nearby_names', 'compute_threads', 'threads_for', 'to
 from contextlib import contextmanager
 
 from ..core.errors import ModelError, unknown_name
+from .allowed import allowed
 
 # %% ../../nbs/api/models/00_architecture.ipynb #a04a8263
 def create_model(
@@ -17,14 +18,18 @@ def create_model(
     *,
     in_chans=3, # channels of the input, 1 for grey
     stem_pool=True, # keep the max-pooling of a ResNet's stem?
-    **kwargs, # further arguments of `timm.create_model`
+    **kwargs, # further arguments of the network's constructor, of `allowed("timm")`
 ): # -> torch.nn.Module with random weights
-    "Build a timm model with random weights."
+    "Build a timm model with random weights; nothing is opened or fetched, whatever the arguments say."
     import timm, torch.nn as nn
-    if not timm.is_model(architecture):
-        raise ModelError(unknown_name("architecture", architecture, nearby_names(architecture)))
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise ModelError(unknown_name("architecture", architecture, nearby_names(str(architecture))))
+    if strange := sorted(set(kwargs) - allowed("timm")):
+        raise ModelError(f"timm cannot build '{architecture}' so: '{strange[0][:60]}' is not on the kit's list of "
+                         "architecture keys")
     try: model = timm.create_model(architecture, num_classes=num_classes, in_chans=in_chans, **kwargs)
-    except TypeError as e: raise ModelError(f"timm cannot build '{architecture}' so: {e}") from None
+    except Exception as e:  # each network complains of its arguments in its own way
+        raise ModelError(f"timm cannot build '{architecture}' so: {' '.join(str(e).split())[:150]}") from None
     if not stem_pool:
         if not hasattr(model, "maxpool"):
             raise ModelError(f"'{architecture}' has no stem pooling to leave out (stem_pool=False)")

@@ -97,6 +97,9 @@ def load_bundle(
         if model is None: model = plain_model(config["architecture"], config["num_classes"]) or rebuilt(config)
     except (KeyError, TypeError, AttributeError):
         raise ModelError(f"{folder/'config.json'} is not the configuration of a bundle") from None
+    except (ValueError, ArithmeticError, RuntimeError, MemoryError) as e:
+        raise ModelError(
+            f"{folder/'config.json'}: no network can be built so ({' '.join(str(e).split())[:100]})") from None
     if kept["modality"]: kept["input"] = networks(config["modality"]).restore_input(folder, config["input"])
     model.kit_config = kept
     return Bundle(load_weights(model, folder/"model.safetensors", digest, keep_head=True), target, config)

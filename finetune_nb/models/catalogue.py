@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import FileError, ModelError, unknown_name
 from ..core.files import load_tensors, read_json
+from .allowed import transformers_config
 from .architecture import cost, create_model, nearby_names
 from .hub import import_text
+from .origins import entries, entry_folder, is_here
 from .load import BUNDLED, built_as, bundled, hub_repository, model_folder, other_kind, timm_config
 
 # %% ../../nbs/api/models/03_catalogue.ipynb #9d2d6d69
@@ -23,6 +25,7 @@ if TYPE_CHECKING: from pandas import DataFrame
 def _folder_row(folder, name, source, here=True):
     "What a folder's config.json says of its model."
     c = read_json(folder/"config.json")
+    if not isinstance(c, dict): raise ModelError(f"{folder/'config.json'} holds no configuration of a model")
     if other_kind(c):
         vision = "image_size" in c or "num_channels" in c
         row = dict(kind="vision" if vision else "text", architecture=other_kind(c),
@@ -34,6 +37,13 @@ def _folder_row(folder, name, source, here=True):
                 here=here) | row
 
 def _pixels(size, channels): return f"{size} px, {channels} channel{'s' * (channels != 1)}"
+
+def _entry_row(e):
+    "What the catalogue says of a model in a package of the index."
+    size = e.says.get("input", {}).get("size")
+    kind = {"image": "vision"}.get(e.kind, e.kind)
+    return dict(name=e.name, source="package index", kind=kind, architecture=e.converter, parameters=e.parameters,
+                input=_pixels(size, 3) if size else e.kind, licence=e.licence.split(" (")[0], here=is_here(e.name))
 
 def _timm_row(name):
     import timm
@@ -82,7 +92,7 @@ def _hub_rows():
             file = _cached_file(repo.repo_id, "config.json") if repo.repo_type == "model" else None
             try: c = read_json(file) if isinstance(file, str) else {}
             except FileError: continue
-            if not other_kind(c): continue  # timm's own are listed under timm
+            if not isinstance(c, dict) or not other_kind(c): continue  # timm's own are listed under timm
             row = _folder_row(Path(file).parent, repo.repo_id, "huggingface",
                               here=isinstance(_cached_file(repo.repo_id), str))
             rows[repo.repo_id] = row | ({"licence": _KNOWN[repo.repo_id][2]} if repo.repo_id in _KNOWN else {})
@@ -94,8 +104,10 @@ def _known(name):
     import timm
     folder = model_folder(name)
     if (folder/"config.json").is_file():
-        source = "bundled" if name in bundled() else "folder"
-        return _folder_row(folder, folder.name, source), read_json(folder/"config.json")
+        source = "bundled" if name in bundled() else "package index" if entry_folder(name) else "folder"
+        row = _entry_row(entries()[name]) if source == "package index" else _folder_row(folder, folder.name, source)
+        return row, read_json(folder/"config.json")
+    if entry_folder(name): return _entry_row(entries()[name]), None
     rows = {r["name"]: r for r in _hub_rows()}
     if name in rows:
         file = _cached_file(name, "config.json")
@@ -110,6 +122,8 @@ def measure_model(
     "Parameters and multiply-adds at the model's own picture size or for 128 tokens; timm's include the classifier."
     import torch
     row, config = _known(name)
+    if row["kind"] == "audio" or row["source"] == "package index" and config is None:
+        return dict(parameters=row["parameters"], macs=None)
     if row["source"] == "huggingface" or (config or {}).get("model_type"):
         return _transformers_cost(name, config, row["kind"] == "vision")
     if config and other_kind(config):
@@ -125,9 +139,9 @@ def _transformers_cost(name, config, vision):
     "The cost of a transformers model, from its configuration or from what is known of it."
     import torch
     import_text()
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
     kind, changes = _KNOWN.get(name, (None, {}))[:2] if config is None else (config["model_type"], config)
-    config = AutoConfig.for_model(kind, **{k: v for k, v in changes.items() if k != "model_type"})
+    config = transformers_config(changes | dict(model_type=kind), f"config.json of {name}")
     def inputs(model, device):
         if vision: return dict(pixel_values=torch.zeros(1, 3, *[getattr(config, "image_size", 224)]*2, device=device))
         x = dict(input_ids=torch.zeros(1, 128, dtype=torch.long, device=device))
@@ -144,27 +158,28 @@ def describe_model(
     import pandas as pd
     row, config = _known(name)
     out = row | measure_model(name)
-    if row["source"] in ("bundled", "folder"):
+    if config is not None and row["source"] in ("bundled", "folder", "package index"):
         card = model_folder(name)/"README.md"
         out |= dict(classes=config.get("num_classes"), results=config.get("results"), training=config.get("training"),
                     sha256=config.get("sha256"), card=str(card) if card.is_file() else None)
     return pd.Series(out, name=out.pop("name"))
 
 # %% ../../nbs/api/models/03_catalogue.ipynb #10f903d2
-SOURCES = ("bundled", "timm", "huggingface")
+SOURCES = ("bundled", "package index", "timm", "huggingface")
 _MEASURE_AT_MOST = 60
 
 def list_models(
     pattern=None, # such as "mobilenet*" or "*bert*"; None for the bundled ones, or for all of `source`
-    source=None, # "bundled", "timm" or "huggingface"; None for all three
+    source=None, # "bundled", "package index", "timm" or "huggingface"; None for all four
     *,
     measure=False, # count parameters and multiply-adds? about half a second per model
 ) -> "DataFrame": # one row per model
-    "Pre-trained models by name, without asking the network: bundled, timm's, and well-known or cached ones of the hub."
+    "Pre-trained models by name, without asking the network; of the hub's the well-known and the cached ones."
     import pandas as pd
     if source not in (None, *SOURCES): raise ModelError(unknown_name("source", source, SOURCES))
     rows = []
     if source in (None, "bundled"): rows += [_folder_row(BUNDLED/n, n, "bundled") for n in bundled()]
+    if source == "package index" or (source is None and pattern): rows += [_entry_row(e) for e in entries().values()]
     if source == "huggingface" or (source is None and pattern): rows += _hub_rows()
     if pattern: rows = [r for r in rows if fnmatch(r["name"].lower(), pattern.lower())]
     if source == "timm" or (source is None and pattern):

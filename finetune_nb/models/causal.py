@@ -10,8 +10,9 @@ import torch
 
 from ..core.errors import ModelError
 from ..core.files import sha256
-from .hub import config_and_tokenizer, fetch, import_text, quiet
+from .hub import clean_copy, import_text, quiet
 from .load import model_folder
+from .origins import made_ready
 
 # %% ../../nbs/api/models/08_causal.ipynb #5a8a93a9
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -21,20 +22,22 @@ def load_causal(
     offline="auto", # "yes" never asks the network
 ): # -> (causal language model in single precision, tokeniser)
     "A language model that writes, and its tokeniser; weights come from safetensors, never from pickle."
-    transformers, folder = import_text(), model_folder(name)
+    transformers = import_text()
+    made_ready(name, offline)
+    folder = model_folder(name)
     if folder.is_dir(): _look(folder)
     elif str(name).startswith((".", "/", "~")) or "\\" in str(name): raise ModelError(f"no such model folder: {name}")
     source = str(folder) if folder.is_dir() else str(name)
-    with quiet():
-        config, tok = config_and_tokenizer(source, offline, instead="world_lm")
-        digest = getattr(config, "sha256", None)
+    with quiet(), clean_copy(source, offline, instead="world_lm") as files:
+        tok, digest = files.tokenizer(), files.given.get("sha256")
         if folder.is_dir() and digest and sha256(folder/"model.safetensors") != digest:
             raise ModelError(f"{folder/'model.safetensors'} is damaged: its SHA-256 is not the one on record. Install "
                              "the kit again or run `make pretrained`")
-        how = dict(config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
-                   local_files_only=offline == "yes", trust_remote_code=False)
-        model, info = fetch(source, "weights", offline=offline, instead="world_lm",
-                            get=lambda: transformers.AutoModelForCausalLM.from_pretrained(source, **how))
+        how = dict(config=files.config, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
+                   local_files_only=True, trust_remote_code=False)
+        place = files.weights()
+        model, info = files.fetch("weights",
+                                  lambda: transformers.AutoModelForCausalLM.from_pretrained(place, **how))
     if lost := sorted(info["missing_keys"]):
         raise ModelError(f"'{source}' does not hold weights for a language model that writes: "
                          f"{len(lost)} are missing, such as '{lost[0]}'")

@@ -12,7 +12,10 @@ from pathlib import Path
 import finetune_nb
 from ..core.errors import FileError, ModelError, unknown_name
 from ..core.files import load_tensors, read_json, sha256
+from .allowed import image_input, timm_arguments
 from .architecture import create_model, nearby_names
+from .hub import hub_file
+from .origins import entries, entry_folder, made_ready
 
 # %% ../../nbs/api/models/02_load.ipynb #384c70e4
 BUNDLED = Path(finetune_nb.__file__).parent/"models"/"checkpoints"
@@ -95,7 +98,7 @@ def classifier_names(model):
 
 # %% ../../nbs/api/models/02_load.ipynb #e89490dc
 def load_pretrained(
-    name, # a bundled name, a timm name, or a folder with config.json and model.safetensors
+    name, # a bundled name, one of `entries()`, a timm name, or a folder with config.json and model.safetensors
     num_classes, # outputs of the new classifier; None keeps the one of the pre-training
     weights=None, # safetensors file to use instead of the bundled or hub weights
     pretrained=True, # False for random weights in the same architecture
@@ -103,6 +106,7 @@ def load_pretrained(
     offline="auto", # "yes" never asks the network
 ): # -> torch.nn.Module with .kit_config
     "Build the network `name` with a new classifier (or its own) and its pre-trained weights."
+    made_ready(name, offline)
     folder, digest, own = model_folder(name), None, num_classes is None
     if folder.is_dir():
         config = _image_config(name, folder)
@@ -126,6 +130,7 @@ def _image_config(name, folder):
     if not (folder/"config.json").is_file():
         raise ModelError(f"{folder} has no config.json; a model folder holds config.json and model.safetensors")
     config = read_json(folder/"config.json")
+    if not isinstance(config, dict): raise ModelError(f"{folder/'config.json'} does not say architecture and input")
     if kind := other_kind(config):
         raise ModelError(f"'{name}' is a {kind} model; load_pretrained builds timm's image networks, "
                          "load_text_model those for texts")
@@ -142,32 +147,37 @@ def _own_outputs(name, config):
 
 # %% ../../nbs/api/models/02_load.ipynb #b4f36b10
 def model_folder(name) -> Path:
-    "Where the model `name` lies, if it is a bundled one or a folder."
-    return BUNDLED/name if name in bundled() else Path(name).expanduser()
+    "Where the model `name` lies, if it is a bundled one, a folder, or one of the catalogue that is in the cache."
+    if name in bundled(): return BUNDLED/name
+    return entry_folder(name) or Path(name).expanduser()
 
 def timm_config(name, size) -> tuple: # (arguments of `create_model`, input)
     "Architecture and input of one of timm's models, for pictures of `size` or of its own size."
     import timm
-    if not timm.is_model(name):
-        if any(c in name for c in "/\\"): raise ModelError(f"no such model folder: {name}")
-        raise ModelError(unknown_name("model", name, [*bundled(), *nearby_names(name)]))
+    if not isinstance(name, str) or not timm.is_model(name):
+        if any(c in str(name) for c in "/\\"): raise ModelError(f"no such model folder: {name}")
+        raise ModelError(unknown_name("model", name, [*bundled(), *entries(), *nearby_names(str(name))]))
     cfg = timm.get_pretrained_cfg(name)
     return (dict(architecture=name),
             dict(size=size or cfg.input_size[-1], channels=cfg.input_size[0], mean=list(cfg.mean), std=list(cfg.std)))
 
 # %% ../../nbs/api/models/02_load.ipynb #2821988e
 def built_as(folder, config):
-    "(arguments of `create_model`, input) from a config.json of the kit's or of timm's."
-    try: return dict(config["architecture"]), dict(config["input"])
-    except (KeyError, TypeError, ValueError): return _from_timm_config(folder, config)
+    "(arguments of `create_model`, input) from a config.json of the kit's or of timm's, both checked."
+    try: arch, input = dict(config["architecture"]), dict(config["input"])
+    except (KeyError, TypeError, ValueError): arch, input = _from_timm_config(folder, config)
+    return timm_arguments(arch, folder/"config.json"), image_input(input, folder/"config.json")
 
 def _from_timm_config(folder, config):
     "The layout in which timm saves to the Hugging Face hub: architecture by name, input under pretrained_cfg."
     try:
-        cfg = config.get("pretrained_cfg") or {}
-        arch, input = timm_config(config["architecture"], (cfg.get("input_size") or [0])[-1] or None)
-        return arch | (config.get("model_args") or {}), input | {k: list(cfg[k]) for k in ("mean", "std") if k in cfg}
-    except (KeyError, TypeError, AttributeError):
+        cfg, name = config.get("pretrained_cfg") or {}, config["architecture"]
+        if not isinstance(name, str): raise TypeError(name)
+        arch, input = timm_config(name, (cfg.get("input_size") or [0])[-1] or None)
+        more = dict(config.get("model_args") or {})
+        channels = more.get("in_chans", input["channels"])
+        return more | arch, input | {k: list(cfg[k]) for k in ("mean", "std") if k in cfg} | dict(channels=channels)
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise ModelError(f"{folder/'config.json'} does not say architecture and input") from None
 
 # %% ../../nbs/api/models/02_load.ipynb #2ef24334
@@ -186,10 +196,13 @@ def hub_repository(cfg) -> str|None:
 def _from_hub(name, offline):
     "Path of model.safetensors of a timm model, from the local hub cache or the hub."
     import timm
-    from huggingface_hub import hf_hub_download
     repo = hub_repository(timm.get_pretrained_cfg(name))
     if not repo: raise ModelError(f"timm has no weights on the hub for '{name}'. Give a file (--weights)")
-    try: return hf_hub_download(repo, "model.safetensors", local_files_only=offline == "yes")
+    try:
+        if (found := hub_file(repo, "model.safetensors", offline)) is not None: return found
+        raise ModelError(f"the hub has no safetensors file of '{name}', and other files are pickles. Give a file "
+                         "(--weights)")
+    except ModelError: raise
     except Exception as e:  # the hub client raises its own, requests', httpx' and the system's errors alike
         why = "offline = yes and not in the local cache" if offline == "yes" else f"{type(e).__name__}"
         raise ModelError(f"cannot get the weights of '{name}' from the hub ({why}). Give a local safetensors file "

@@ -7,10 +7,12 @@ __all__ = ['NETWORKS', 'Networks', 'networks', 'network_for', 'rebuilt']
 
 # %% ../../nbs/api/models/09_networks.ipynb #a6c21d56
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..core.errors import ModelError
 from ..data.modalities.modality import modality
 from ..data.modalities.text import BYTES
+from .allowed import image_input
 from .architecture import create_model
 from .load import load_pretrained
 from .text import create_text_model, load_text_model, load_tokenizer, modality_of
@@ -30,7 +32,9 @@ def _with_tokenizer(folder, input):
     tok = load_tokenizer(folder)
     return input | dict(encode=tok, decode=tok.decode, key=tok.key)
 
-NETWORKS = {"image": Networks(load_pretrained, create_model),
+def _checked_input(folder, input): return image_input(input, Path(folder)/"config.json")
+
+NETWORKS = {"image": Networks(load_pretrained, create_model, _checked_input),
             "text": Networks(load_text_model, create_text_model, _with_tokenizer)}
 
 def networks(
@@ -53,7 +57,10 @@ def network_for(
 ): # torch.nn.Module with .kit_config
     "A network with as many outputs as the task's target needs."
     kind, model = task.modality, model or task.modality.default_models[0]
-    if (other := modality_of(model)) not in (None, kind.name):
+    other = modality_of(model)
+    if other not in (None, *NETWORKS):
+        raise ModelError(f"model '{model}' is for {other}, and the kit has no tasks of that kind yet")
+    if other not in (None, kind.name):
         raise ModelError(f"model '{model}' is for {modality(other).plural}, but task '{task.name}' is made of "
                          f"{kind.plural}; choose another model, "
                          f"such as {kind.default_models[0]}")

@@ -13,6 +13,7 @@ from fastai.vision.core import TensorImage
 
 from ..core.errors import ModelError, unknown_name
 from ..data.modalities.modality import Modality
+from .architecture import nearby_names
 
 # %% ../../nbs/api/models/03a_plain.ipynb #3207ca1c
 def first_batch(
@@ -67,7 +68,12 @@ def vision_model(
 ) -> torch.nn.Module:
     "The network of a `vision_learner` with random weights."
     from fastai.vision import learner as vision
-    if name.startswith("timm:"): return vision.create_timm_model(name[5:], num_classes, pretrained=False, n_in=n_in)[0]
+    if not (isinstance(name, str) and isinstance(n_in, int) and isinstance(num_classes, int)):
+        raise ModelError("the architecture of a vision_learner is a name and two whole numbers")
+    if name.startswith("timm:"):
+        import timm
+        if not timm.is_model(name[5:]): raise ModelError(unknown_name("architecture", name[5:], nearby_names(name[5:])))
+        return vision.create_timm_model(name[5:], num_classes, pretrained=False, n_in=n_in)[0]
     known = {f.__name__: f for f in vision.model_meta}
     if name not in known: raise ModelError(unknown_name("architecture of vision_learner", name, known))
     return vision.create_vision_model(known[name], num_classes, pretrained=False, n_in=n_in)

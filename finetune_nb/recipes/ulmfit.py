@@ -24,6 +24,7 @@ from ..core.seeds import set_seed
 from ..core.settings import settings
 from ..models.architecture import compute_threads
 from ..models.load import BUNDLED, bundled
+from ..models.allowed import awd_arguments
 from ..models.language import PieceTokenizer, Streams, language_model, load_lm_state, lm_state, perplexity
 from .fit import fit_recipe
 from .plan_callback import FollowPlan
@@ -41,8 +42,10 @@ def load_awd_lm(
     "The language model `model`, to read on or to be asked."
     folder = BUNDLED/model if model in bundled() else Path(model).expanduser()
     config = read_json(folder/"config.json")
-    try: net, tok = language_model(config["architecture"], drop_mult), PieceTokenizer(config["vocab"])
-    except (KeyError, TypeError):
+    try:
+        arch = awd_arguments(config["architecture"], folder/"config.json")
+        net, tok = language_model(arch, drop_mult), PieceTokenizer(config["vocab"])
+    except (KeyError, TypeError, ValueError):
         raise ModelError(f"'{model}' is not a language model of the kit; use docs_lm") from None
     return load_lm_state(net, load_tensors(weights or folder/"model.safetensors")[0]), tok
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..core.errors import FileError, ModelError, TaskError, unknown_name
+from ..core.errors import ModelError, TaskError, unknown_name
 from ..core.files import load_tensors, read_json, save_tensors, write_json
 from .documents import import_rag
 
@@ -186,19 +186,22 @@ class TextEncoder:
         size=32, # texts at once
     ):
         import torch
-        self.source, self.offline, self.size = _source(name), offline, size
-        self.first, self.whole = False, None
+        self.source, self.offline, self.size = _source(name, offline), offline, size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         kinds, modes = self._parts()
         if set(kinds) - {"Transformer", "Pooling", "Normalize"} or modes not in ([], ["mean"], ["cls"]):
-            self._load_whole(kinds + modes)
-        else:
-            self.first = modes == ["cls"]
-            self._load_model()
+            raise ModelError(f"'{self.source}' has parts that the kit does not build "
+                             f"({', '.join(map(str, kinds + modes))}); take an encoder of a transformer and mean or "
+                             "first-token pooling")
+        self.first = modes == ["cls"]
+        self._load_model()
 
-def _source(name):
+def _source(name, offline):
     "The path or hub name, if it can be one of an encoder."
-    path = Path(name).expanduser()
+    from finetune_nb.models.load import model_folder
+    from finetune_nb.models.origins import made_ready
+    made_ready(name, offline)
+    path = model_folder(name)
     if not path.is_dir() and str(name).startswith((".", "/", "~")): raise ModelError(f"no such model folder: {name}")
     if path.is_dir() and not (path/"config.json").is_file():
         raise ModelError(f"{path} has no config.json; a folder of an encoder holds config.json, model.safetensors "
@@ -209,59 +212,47 @@ def _source(name):
 @patch
 def _file(self:TextEncoder, file):
     "A JSON file of the model, or None."
+    from finetune_nb.models.hub import hub_file
     path = Path(self.source)
     if path.is_dir(): return read_json(path/file) if (path/file).is_file() else None
-    from huggingface_hub import hf_hub_download
-    try: return read_json(hf_hub_download(self.source, file, local_files_only=self.offline == "yes"))
-    except FileError: raise
-    except Exception: return None
+    try: found = hub_file(self.source, file, self.offline)
+    except Exception: return None  # what is wrong with the hub is said when the configuration is fetched
+    return read_json(found) if found else None
 
 @patch
 def _parts(self:TextEncoder):
     "(kinds of parts, ways of pooling)"
-    kinds = [p["type"].rsplit(".", 1)[-1] for p in self._file("modules.json") or []]
-    pooling = self._file("1_Pooling/config.json") or {}
-    flags = [k for k, on in pooling.items() if k.startswith("pooling_mode_") and on is True]
-    flagged = [k.removeprefix("pooling_mode_").removesuffix("s").removesuffix("_token") for k in flags]
-    modes = pooling.get("pooling_mode") or flagged
-    return kinds, [modes] if isinstance(modes, str) else list(modes)
-
-# %% ../../nbs/api/retrieval/02_index.ipynb #fbe67127
-@patch
-def _common(self:TextEncoder): return dict(local_files_only=self.offline == "yes", trust_remote_code=False)
-
-@patch
-def _load_whole(self:TextEncoder, parts):
-    "A model with parts that only sentence-transformers knows."
-    from finetune_nb.models.hub import fetch, quiet
-    try: from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise ModelError(f"'{self.source}' has parts that only sentence-transformers knows "
-                         f"({', '.join(parts)}): pip install sentence-transformers") from None
-    def load():
-        return SentenceTransformer(self.source, device=str(self.device), model_kwargs={"use_safetensors": True},
-                                   **self._common())
-    with quiet(): self.whole = fetch(self.source, "weights", offline=self.offline, get=load, instead="encoder='lsa'")
+    try:
+        kinds = [p["type"].rsplit(".", 1)[-1] for p in self._file("modules.json") or []]
+        pooling = dict(self._file("1_Pooling/config.json") or {})
+        flags = [k for k, on in pooling.items() if k.startswith("pooling_mode_") and on is True]
+        flagged = [k.removeprefix("pooling_mode_").removesuffix("s").removesuffix("_token") for k in flags]
+        modes = pooling.get("pooling_mode") or flagged
+        return kinds, [modes] if isinstance(modes, str) else list(modes)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ModelError(f"modules.json or 1_Pooling/config.json of '{self.source}' is not what sentence-transformers "
+                         "writes") from None
 
 # %% ../../nbs/api/retrieval/02_index.ipynb #b4efb31a
 @patch
 def _load_model(self:TextEncoder):
     "The encoder of a transformers model, safetensors only; missing weights are an error."
     import torch
-    from finetune_nb.models.hub import config_and_tokenizer, context_length, fetch, import_text, quiet
-    def load():
-        how = dict(use_safetensors=True, output_loading_info=True, dtype=torch.float32) | self._common()
-        return import_text().AutoModel.from_pretrained(self.source, **how)
-    with quiet():
-        config, self.tok = config_and_tokenizer(self.source, self.offline, instead="encoder='lsa'")
-        model, info = fetch(self.source, "weights", offline=self.offline, get=load, instead="encoder='lsa'")
+    from finetune_nb.models.hub import clean_copy, context_length, import_text, quiet
+    with quiet(), clean_copy(self.source, self.offline, instead="encoder='lsa'") as files:
+        config, self.tok = files.config, files.tokenizer()
+        how = dict(config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32,
+                   local_files_only=True, trust_remote_code=False)
+        place = files.weights()
+        model, info = files.fetch("weights", lambda: import_text().AutoModel.from_pretrained(place, **how))
     lost = [k for k in (*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])) if "pooler" not in k]
     if lost:
         raise ModelError(f"'{self.source}' does not hold weights for this architecture: {len(lost)} missing or of "
                          f"another shape, such as '{lost[0]}'")
     self.model = (model.get_encoder() if config.is_encoder_decoder else model).to(self.device).eval()
-    own = (self._file("sentence_bert_config.json") or {}).get("max_seq_length")
-    self.longest = min(n for n in (512, own, context_length(self.tok, config)) if n)
+    own = self._file("sentence_bert_config.json")
+    own = own.get("max_seq_length") if isinstance(own, dict) else None
+    self.longest = min(n for n in (512, own, context_length(self.tok, config)) if isinstance(n, int) and n > 0)
 
 # %% ../../nbs/api/retrieval/02_index.ipynb #2cf7a028
 @patch
@@ -272,8 +263,6 @@ def __call__(
     "Vectors of texts."
     import torch
     texts = list(texts)
-    if self.whole is not None:
-        return self.whole.encode(texts, batch_size=self.size, show_progress_bar=False, convert_to_numpy=True)
     order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [None]*len(texts)
     with torch.no_grad():
         for at in range(0, len(order), self.size):

@@ -137,8 +137,15 @@ def load_adapter(
     config = read_json(folder/"adapter.json")
     try: r, alpha = config["r"], config["lora_alpha"]
     except (KeyError, TypeError): raise FileError(f"{folder/'adapter.json'} does not say r and lora_alpha") from None
+    if type(r) is not int or not 1 <= r <= 4096 or type(alpha) not in (int, float) or not 0 < alpha < 1e6:
+        raise FileError(f"{folder/'adapter.json'}: r and lora_alpha are positive numbers")
+    named = config.get("targets", "all")
+    if named != "all" and not (isinstance(named, list) and named and all(isinstance(n, str) for n in named)):
+        raise FileError(f"{folder/'adapter.json'}: targets are names of layers")
     tensors, _ = load_tensors(folder/"adapter.safetensors")
-    add_lora(model, groups, r=r, lora_alpha=alpha)
+    try: add_lora(model, groups, r=r, lora_alpha=alpha, targets=named)
+    except ModelError as e:
+        raise ModelError(f"the adapter in {folder} belongs to another network: {e}"[:400]) from None
     mine = model.state_dict()
     wrong = ([k for k, v in tensors.items() if k not in mine or mine[k].shape != v.shape]
              + [k for k in mine if "lora_" in k and k not in tensors])
