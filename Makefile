@@ -40,7 +40,7 @@ test-browser: $(READY)  ## JupyterLab and the site in a real browser, which is i
 
 real: $(READY)  ## fetch the real networks (190 MB), and run the tests that need them
 	@$(BIN)/finetune-nb models get --all
-	$(SMOKE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s --flags real -m real tests/test_real.py
+	$(SMOKE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s --flags real -m real tests/test_real.py nbs/tutorials
 
 lab: $(READY)  ## open JupyterLab on the path through the tutorials
 	$(BIN)/jupyter lab nbs/tutorials/00_start_here.ipynb

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from finetune_nb import __version__
 from finetune_nb.core.errors import FinetuneError
 from finetune_nb.core.files import read_json, write_json, write_text
+from finetune_nb.core.settings import settings
 from finetune_nb.widgets.tutorial_index import read_series, read_times, seconds_of, series_table, spoken, stated
 
 TABLE = re.compile(r"^\| \| tutorial \|.*?(?=^(?!\|)|\Z)", re.M | re.S)
@@ -31,6 +32,10 @@ def execute(path, profile, cores, patience, outputs=False):
         env |= {f"FINETUNE_NB_{k}": v
                 for k, v in dict(PROFILE=profile, CACHE=f"{scratch}/cache", REPORTS=f"{scratch}/reports",
                                  WORKERS=str(cores), OFFLINE="yes").items()}
+        have = Path(settings()["cache"])/"models"  # real networks are fetched once: `make real`
+        if have.is_dir():
+            Path(scratch, "cache").mkdir()
+            Path(scratch, "cache", "models").symlink_to(have, target_is_directory=True)
         env["PYTHONPATH"] = os.pathsep.join(
             [str(Path(__file__).resolve().parents[1]), *filter(None, [env.get("PYTHONPATH")])])
         began = time.perf_counter()
@@ -53,6 +58,13 @@ def execute(path, profile, cores, patience, outputs=False):
         if status == 0 and outputs: keep_outputs(path, Path(scratch)/path.name)
         if status is None: return seconds, f"stopped after {spoken(seconds)}"
         return seconds, None if status == 0 else (said[-1] if said else f"exit status {status}")
+
+
+def lacks(path):
+    "A real network that a notebook names and that is not here; None if it can run."
+    from finetune_nb.models.origins import entries, is_here
+    source = "\n".join("".join(c["source"]) for c in read_json(path)["cells"] if c["cell_type"] == "code")
+    return next((n for n in entries() if f'"{n}"' in source and not is_here(n)), None) if "#| real" in source else None
 
 
 def write_notebook(path, nb):
@@ -119,6 +131,7 @@ def main(args=None, root=ROOT):
         wrong, total = [], 0
         for n in todo:
             name = "/".join(n.parts[-2:])
+            if lack := lacks(n): print(f"not run  {name}: it needs {lack} (make real)", flush=True); continue
             seconds, why = execute(n, a.profile, a.cores, max(600, 3*a.limit),
                                    a.outputs and n.parent.name == "tutorials")
             total += seconds

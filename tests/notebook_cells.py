@@ -35,6 +35,9 @@ def pytest_configure(config):
     fork_server(config.getini("notebook_preload"))
     for name, why in FLAGS.items(): config.addinivalue_line("markers", f"{name}: {why}; runs only with --flags {name}")
     config.enabled_flags = {f for f in config.getoption("--flags").split(",") if f}
+    if "real" in config.enabled_flags:
+        from finetune_nb.core.settings import settings
+        os.environ["NOTEBOOK_TESTS_MODELS"] = os.path.join(settings()["cache"], "models")
     if unknown := config.enabled_flags - set(FLAGS):
         raise pytest.UsageError(f"--flags: unknown {', '.join(sorted(unknown))}; known are {', '.join(FLAGS)}")
 

@@ -61,6 +61,7 @@ def serve(pipe, path, scratch, shared):
     if hasattr(os, "setsid"): os.setsid()
     # A notebook that counts trainings makes itself a cache of its own.
     own = share(shared, os.path.join(scratch, "cache"), "docs", "runs")
+    if models := os.environ.get("NOTEBOOK_TESTS_MODELS"): os.symlink(models, os.path.join(own, "models"))
     os.environ |= {"IN_TEST": "1", "MPLBACKEND": "agg", "FINETUNE_NB_CACHE": own,
                    "IPYTHONDIR": os.path.join(scratch, "ipython")}
     os.chdir(os.path.dirname(path))
