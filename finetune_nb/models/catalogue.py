@@ -157,7 +157,7 @@ def describe_model(
     "Everything the kit knows of a model: source, sizes, costs, input, licence, classes, results, checksum, card."
     import pandas as pd
     row, config = _known(name)
-    out = row | measure_model(name)
+    out = row | measure_model(name) | ({"parameters": row["parameters"]} if row["parameters"] else {})
     if config is not None and row["source"] in ("bundled", "folder", "package index"):
         card = model_folder(name)/"README.md"
         out |= dict(classes=config.get("num_classes"), results=config.get("results"), training=config.get("training"),
