@@ -383,6 +383,6 @@ def test_the_same_name_from_the_hub_first_and_from_the_index_else(tmp_path, orig
     assert sum(p.startswith("/files/") for _, p in asked) == 2, "the first is the hub's, the others are not"
 
 
-def test_environment_of_these_tests_names_no_real_index(pip_at):
+def test_environment_of_these_tests_names_no_real_index(pip_at, tmp_path):
     pip_at("http://127.0.0.1:9")
-    assert environment("x")["PIP_INDEX_URL"] == "http://127.0.0.1:9/simple" and origins.entries()
+    assert environment(tmp_path)["PIP_INDEX_URL"] == "http://127.0.0.1:9/simple" and origins.entries()
