@@ -33,7 +33,7 @@ def execute(path, profile, cores, patience, outputs=False):
                 for k, v in dict(PROFILE=profile, CACHE=f"{scratch}/cache", REPORTS=f"{scratch}/reports",
                                  WORKERS=str(cores), OFFLINE="yes").items()}
         have = Path(settings()["cache"])/"models"  # real networks are fetched once: `make real`
-        if have.is_dir():
+        if is_real(path) and have.is_dir():
             Path(scratch, "cache").mkdir()
             Path(scratch, "cache", "models").symlink_to(have, target_is_directory=True)
         env["PYTHONPATH"] = os.pathsep.join(
@@ -60,11 +60,16 @@ def execute(path, profile, cores, patience, outputs=False):
         return seconds, None if status == 0 else (said[-1] if said else f"exit status {status}")
 
 
+def is_real(path):
+    "Has a notebook cells that need real networks?"
+    return "#| real" in path.read_text(encoding="utf-8")
+
+
 def lacks(path):
     "A real network that a notebook names and that is not here; None if it can run."
     from finetune_nb.models.origins import entries, is_here
-    source = "\n".join("".join(c["source"]) for c in read_json(path)["cells"] if c["cell_type"] == "code")
-    return next((n for n in entries() if f'"{n}"' in source and not is_here(n)), None) if "#| real" in source else None
+    text = path.read_text(encoding="utf-8")
+    return next((n for n in entries() if n in text and not is_here(n)), None) if is_real(path) else None
 
 
 def write_notebook(path, nb):

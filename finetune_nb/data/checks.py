@@ -144,7 +144,8 @@ def out_of_sample(x, y, groups, seed=0, folds=5, more=()):
 # %% ../../nbs/api/data/05_checks.ipynb #09a2cea2
 def suspects(task, x, names, pairs, seed, folds=5):
     "(rows, accuracy out of sample, classes too small to judge); x: split -> [N, D]."
-    try: from cleanlab.filter import find_label_issues
+    try:
+        with warnings.catch_warnings(): from cleanlab.filter import find_label_issues  # it hushes all of a process
     except ImportError:
         raise FinetuneError('suspected labels need cleanlab, which is not installed: pip install '
                             '"finetune_nb[checks]", or leave "labels" out of checks') from None
