@@ -45,9 +45,17 @@ def model_id(
     from finetune_nb.models.origins import made_ready
     made_ready(model)
     folder = model_folder(model)
-    if (folder/"model.safetensors").is_file(): return f"{folder.name}@{sha256(folder/'model.safetensors')[:16]}"
+    if (file := folder/"model.safetensors").is_file(): return f"{folder.name}@{_digest(file)}"
     weights = None if folder.is_dir() else _hub_weights(model)
-    return model if weights is None else f"{model}@{sha256(weights)[:16]}"
+    return model if weights is None else f"{model}@{_digest(weights)}"
+
+def _digest(file):
+    "Of a weights file, read once as long as nobody touches it: every run of a study asks."
+    now = Path(file).stat()
+    return _digest_of(str(file), now.st_mtime_ns, now.st_size)
+
+@lru_cache(64)
+def _digest_of(file, modified, size): return sha256(file)[:16]
 
 def _hub_weights(model):
     "The weights of a hub or timm model in the hub's cache; None if they are not there."

@@ -139,10 +139,10 @@ def _product(made, name):
 def _tensor(value): return torch.tensor(np.ascontiguousarray(value)).float()
 
 # %% ../../nbs/api/models/04_convert.ipynb #d9bbc212
-def _fill(model, tensors, ignore=()):
+def _fill(model, tensors):
     "Fill a network of transformers; a tensor too few or too many is an error."
     lost = model.load_state_dict(tensors, strict=False)
-    wrong = [k for k in (*lost.missing_keys, *lost.unexpected_keys) if not k.startswith(tuple(ignore) or ("\0",))]
+    wrong = [*lost.missing_keys, *lost.unexpected_keys]
     if wrong:
         raise ModelError(f"the weights are not those of this architecture: {len(wrong)} do not fit, such as "
                          f"'{wrong[0]}'")

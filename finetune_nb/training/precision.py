@@ -68,24 +68,22 @@ class MicroBatches(Callback):
             raise RecipeError(f"micro_batch must be a whole number of at least 1, not {size!r}")
         self.size = size
 
-    def _loss(self, xb, yb, total):
-        "The part's share of the batch's loss, and that share."
-        counts = getattr(self.learn.loss_func, "counts", len)
-        return self.learn.loss_func(_single(self.model(*xb)), *yb), float(counts(yb[0]))/total
+    def _weight(self, yb):
+        "What targets count for: items, or what the loss function says."
+        return float(getattr(self.learn.loss_func, "counts", len)(yb[0]))
 
     def before_batch(self):
         self.share, self.before = None, 0.
         n, size = len(self.yb[0]), self.size
         if not self.training or n <= size: return
-        counts = getattr(self.learn.loss_func, "counts", len)
-        total = float(counts(self.yb[0]))
+        total = self._weight(self.yb)
         parts = [[tuple(b[i:i + size] for b in bs) for bs in (self.xb, self.yb)] for i in range(0, n, size)]
         for xb, yb in parts[:-1]:
-            loss, share = self._loss(xb, yb, total)
-            self.before += loss.item()*share
-            self._scaled(loss*share).backward()
+            loss = self.learn.loss_func(_single(self.model(*xb)), *yb)*self._weight(yb)/total
+            self.before += loss.item()
+            self._scaled(loss).backward()
         self.learn.xb, self.learn.yb = parts[-1]
-        self.share = float(counts(self.yb[0]))/total
+        self.share = self._weight(self.yb)/total
 
     def _scaled(self, loss):
         "As the mixed precision of fp16 wants it."
